@@ -1,0 +1,9 @@
+//! One file per verb of `edgeward`.
+
+pub mod check_config;
+pub mod enroll;
+pub mod import;
+pub mod serve;
+pub mod status;
+pub mod token;
+pub mod worker;

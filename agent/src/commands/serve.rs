@@ -1,0 +1,11 @@
+//! `edgeward serve`. (To be written.)
+
+/// Arguments of `edgeward serve`.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+impl Args {
+    pub fn run(self, _config: &std::path::Path) -> anyhow::Result<std::process::ExitCode> {
+        todo!()
+    }
+}

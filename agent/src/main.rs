@@ -1,0 +1,71 @@
+//! `edgeward`: parse the command line, run one verb, say why it failed.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use edgeward_agent::{commands, config};
+
+/// Serves verified TensorFlow Lite models on this device and keeps all data on it.
+///
+/// Exit status: 0 done, 1 refused (a wrong configuration, a bundle that does not verify, …), 2 could not be tried.
+#[derive(Parser)]
+#[command(name = "edgeward", version, max_term_width = 100)]
+struct Cli {
+    /// The configuration file.
+    #[arg(long, global = true, env = "EDGEWARD_CONFIG", default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the agent (what the systemd service does).
+    Serve(commands::serve::Args),
+    /// Read the configuration and explain what is wrong with it, line by line.
+    CheckConfig(commands::check_config::Args),
+    /// Make this device a member of a fleet.
+    Enroll(commands::enroll::Args),
+    /// Apply a signed repository from a directory, such as a USB stick.
+    Import(commands::import::Args),
+    /// Say what the running agent serves and how it is.
+    Status(commands::status::Args),
+    /// Make a bearer token for the TLS door.
+    Token(commands::token::Args),
+    /// The process that runs one model (started by the agent only).
+    #[command(hide = true)]
+    Worker(commands::worker::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Serve(args) => args.run(&cli.config),
+        Command::CheckConfig(args) => args.run(&cli.config),
+        Command::Enroll(args) => args.run(&cli.config),
+        Command::Import(args) => args.run(&cli.config),
+        Command::Status(args) => args.run(&cli.config),
+        Command::Token(args) => args.run(&cli.config),
+        Command::Worker(args) => args.run(&cli.config),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln_error(&error);
+        ExitCode::from(2)
+    })
+}
+
+#[allow(clippy::print_stderr)]
+fn eprintln_error(error: &anyhow::Error) {
+    eprintln!("edgeward: {error:#}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,3 @@
+//! What the agent observes of itself: the audit log, device resources.
+
+pub mod audit;

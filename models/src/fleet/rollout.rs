@@ -1,0 +1,150 @@
+//! Desired state: which group runs which version, and which device is in which group.
+//!
+//! Both are JSON documents and TUF targets of the role `rollouts`: a device believes them only as `verify`
+//! hands them out. A device finds its own groups in one of 256 files, so membership of a large fleet is
+//! never one large file, and it decides alone what it runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::name::{DeviceId, GroupName, ModelName, RolloutId, Version};
+
+/// The format of both documents.
+pub const FORMAT: u32 = 1;
+/// A document larger than this many bytes is refused unread.
+pub const MAX_DOCUMENT_BYTES: u64 = 4 * 1024 * 1024;
+
+/// What one group should run: target `groups/{group}.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DesiredState {
+    pub format: u32,
+    pub group: GroupName,
+    /// Counted up by every change; a device refuses to go back.
+    pub sequence: u64,
+    pub models: BTreeMap<ModelName, Wish>,
+}
+
+/// The wish that a group runs one version of one model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wish {
+    pub version: Version,
+    pub release: u64,
+    pub rollout: RolloutId,
+    /// What the group ran before this wish: where `rollback` goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Version>,
+    /// The share of the group, in percent, that may move now; widened by later sequences.
+    #[serde(default = "all")]
+    pub percent: u8,
+    /// Devices start within this time, each at its own moment, to spare the broker.
+    #[serde(default)]
+    pub jitter_seconds: u32,
+    /// How long a new version is watched before the previous one may be let go.
+    #[serde(default = "default_soak_seconds")]
+    pub soak_seconds: u32,
+}
+
+fn all() -> u8 {
+    100
+}
+
+fn default_soak_seconds() -> u32 {
+    60
+}
+
+impl Wish {
+    /// Whether this device may move now. Stable as `percent` grows: a widened wave never drops a device.
+    pub fn includes(&self, device: &DeviceId) -> bool {
+        let position = place(device, &self.rollout, "wave");
+        (position as f64) < u64::MAX as f64 / 100.0 * f64::from(self.percent.min(100))
+            || self.percent >= 100
+    }
+
+    /// How long this device waits before it starts, within the jitter.
+    pub fn start_delay(&self, device: &DeviceId) -> Duration {
+        let share = place(device, &self.rollout, "jitter") as f64 / u64::MAX as f64;
+        Duration::from_secs_f64(share * f64::from(self.jitter_seconds))
+    }
+}
+
+/// A device's place in a rollout: the first eight bytes of SHA-256 over `purpose`, device and rollout.
+fn place(device: &DeviceId, rollout: &RolloutId, purpose: &str) -> u64 {
+    let digest = Digest::of(format!("{purpose}/{device}/{rollout}").as_bytes());
+    u64::from_be_bytes(std::array::from_fn(|i| digest.as_bytes()[i]))
+}
+
+/// The groups of the devices whose id hashes to one byte: target `devices/{byte in hex}.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Membership {
+    pub format: u32,
+    pub devices: BTreeMap<DeviceId, BTreeSet<GroupName>>,
+}
+
+impl Default for Membership {
+    fn default() -> Self {
+        Self {
+            format: FORMAT,
+            devices: BTreeMap::new(),
+        }
+    }
+}
+
+/// The name of the target that holds a device's groups: first byte of SHA-256 of its id.
+pub fn membership_target(device: &DeviceId) -> String {
+    format!(
+        "devices/{:02x}.json",
+        Digest::of(device.as_str().as_bytes()).as_bytes()[0]
+    )
+}
+
+/// The name of the target that holds a group's desired state.
+pub fn group_target(group: &GroupName) -> String {
+    format!("groups/{group}.json")
+}
+
+/// The name of a target that holds one file of a model version.
+pub fn model_target(model: &ModelName, version: &Version, file: &str) -> String {
+    format!("models/{model}/{version}/{file}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_widened_wave_keeps_every_device_and_has_about_its_share() {
+        let wish = |percent| Wish {
+            version: Version::new(1, 0, 0),
+            release: 1,
+            rollout: "r1".parse().expect("name"),
+            previous: None,
+            percent,
+            jitter_seconds: 0,
+            soak_seconds: 0,
+        };
+        let devices: Vec<DeviceId> = (0..2000)
+            .map(|i| format!("device-{i}").parse().expect("name"))
+            .collect();
+        let mut before = BTreeSet::new();
+        for percent in [0, 1, 10, 50, 99, 100] {
+            let now: BTreeSet<_> = devices
+                .iter()
+                .filter(|d| wish(percent).includes(d))
+                .collect();
+            assert!(before.is_subset(&now));
+            let share = now.len() as f64 / 20.0;
+            assert!(
+                (share - f64::from(percent)).abs() < 4.0,
+                "{percent} % moved {share} %"
+            );
+            before = now;
+        }
+        assert_eq!(before.len(), devices.len());
+    }
+}

@@ -1,0 +1,130 @@
+//! What a device says of itself: `online` (its birth and last will) and `status` (signed, retained).
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::name::{DelegateName, DeviceId, GroupName, ModelName, Version};
+
+pub const FORMAT: u32 = 1;
+
+/// Presence. The last will says `online: false` with the boot id and session it belongs to, so that a late
+/// will cannot mask a newer birth.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Online {
+    pub online: bool,
+    /// Why it went: `stopped`, `connection lost`, …
+    pub reason: String,
+    /// Drawn anew at each start of the agent.
+    pub boot_id: String,
+    /// Counts connections of this boot.
+    pub session: u64,
+}
+
+/// The state of one device. Within one boot id a lower `sequence` is older.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub format: u32,
+    pub device: DeviceId,
+    pub boot_id: String,
+    pub sequence: u64,
+    /// Seconds since 1970 by the device's clock, for people.
+    pub at: i64,
+    pub agent_version: String,
+    pub groups: Vec<AppliedGroup>,
+    pub models: Vec<ModelStatus>,
+    /// The newest repository this device trusts.
+    pub timestamp_version: u64,
+    /// Metadata is too old to install anything new; what is installed serves on.
+    pub stale: bool,
+    /// `enforced`, or what is missing.
+    pub sandbox: String,
+    /// Length and head of the audit chain, so that truncation is seen from outside.
+    pub audit_length: u64,
+    pub audit_head: Digest,
+    /// Free bytes where versions are stored.
+    pub disk_free_bytes: u64,
+    /// The newest thing that went wrong, in words for an operator.
+    #[serde(default)]
+    pub last_error: Option<String>,
+}
+
+/// The desired state a device last applied for one of its groups.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppliedGroup {
+    pub group: GroupName,
+    /// 0 when the group has no desired state yet.
+    pub sequence: u64,
+}
+
+/// One model on one device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelStatus {
+    pub model: ModelName,
+    /// What answers requests now.
+    #[serde(default)]
+    pub active: Option<ActiveVersion>,
+    /// Kept installed for rollback.
+    #[serde(default)]
+    pub previous: Option<Version>,
+    /// The version the desired state asks for.
+    #[serde(default)]
+    pub target: Option<Version>,
+    pub phase: Phase,
+    /// Why the phase is what it is, when that needs saying: a refusal, a crash, a wait.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ActiveVersion {
+    pub version: Version,
+    pub release: u64,
+    /// Where it runs.
+    pub delegate: DelegateName,
+    /// Nodes of the graph that the delegate took, of all.
+    pub delegated_nodes: u32,
+    pub total_nodes: u32,
+    /// Delegates tried before this one, each with the reason for its refusal.
+    pub refused_delegates: Vec<RefusedDelegate>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedDelegate {
+    pub delegate: DelegateName,
+    pub reason: String,
+}
+
+/// Where a model stands on its way to its target version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// The target serves.
+    Active,
+    /// Waiting for its moment in the rollout.
+    Waiting,
+    /// Fetching `have` of `of` bytes.
+    Fetching { have: u64, of: u64 },
+    /// Verified and on disk; being loaded and proven.
+    Proving,
+    /// The target was refused; the previous version serves on.
+    Refused,
+    /// The worker keeps failing and is restarted with growing pauses.
+    BackingOff,
+    /// Nothing is asked for and nothing serves.
+    Idle,
+}
+
+impl Phase {
+    /// One word for a table.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Waiting => "waiting",
+            Self::Fetching { .. } => "fetching",
+            Self::Proving => "proving",
+            Self::Refused => "refused",
+            Self::BackingOff => "backing-off",
+            Self::Idle => "idle",
+        }
+    }
+}
