@@ -1,0 +1,36 @@
+# `make run` shows the main job, `make test` proves it. Both prepare the machine first (Debian 12 with cargo,
+# Python, pip and apt); what is there already is left alone.
+
+.PHONY: help run stop test bench deny setup
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run         a fleet on this machine, from push to answer, in one minute (KEEP=1 leaves it up)"
+	@echo "make stop        ends what KEEP=1 make run left up"
+	@echo "make test        format, clippy, all tests"
+	@echo "make bench       latency beside the bare interpreter, into target/bench/summary.json"
+	@echo "make deny        licences, sources and bans of all dependencies (builds cargo-deny: minutes)"
+	@echo "make setup       only the preparation"
+
+setup:
+	@tests/setup.sh --tests
+
+run:
+	@tests/setup.sh
+	@tests/run.sh
+
+stop:
+	@tests/run.sh --stop
+
+test:
+	@tests/setup.sh --tests
+	@tests/check.sh
+
+bench:
+	@tests/setup.sh
+	cargo build --release --locked --workspace --bins
+	cargo run --release --locked --quiet --package edgeward-tests --bin bench
+
+deny:
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo deny --workspace check bans licenses sources
