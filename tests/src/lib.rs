@@ -1,1 +1,22 @@
-//! placeholder
+//! What the whole-system scenarios in `tests/tests` are written with: the real programs, a real broker, real
+//! models, real sockets.
+//!
+//! [`Fleet`] is an operator's desk with a broker; [`Device`] is one agent of it; [`Package`] is a model version
+//! made ready to push; [`http`] speaks to an agent's doors; [`load`] keeps asking while something happens.
+//! Everything panics with what was being done when it does not work: a scenario has nothing to do about it.
+//! Processes end with the test that started them, and their logs are shown when it fails.
+
+pub mod binaries;
+pub mod broker;
+pub mod device;
+pub mod fleet;
+pub mod http;
+pub mod load;
+pub mod package;
+pub mod process;
+pub mod wait;
+
+pub use broker::BrokerKind;
+pub use device::Device;
+pub use fleet::Fleet;
+pub use package::Package;

@@ -1,0 +1,240 @@
+//! One device: its configuration, its agent, its doors.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use edgeward_models::Digest;
+use serde_json::Value;
+
+use crate::http::Client;
+use crate::process::{self, Finished, Process, dying_with_us};
+use crate::{binaries, wait};
+
+/// The bearer token of every device's TLS door (of tests only).
+pub const TOKEN: &str = "a-token-for-tests-that-nobody-guesses";
+
+/// A device and, while it is switched on, its agent.
+pub struct Device {
+    id: String,
+    directory: PathBuf,
+    tls_port: u16,
+    /// The TOML text of the configuration.
+    configuration: String,
+    agent: Option<Process>,
+}
+
+impl Device {
+    /// A device with both doors, not enrolled and not running. Its files lie below `parent`.
+    pub fn new(id: &str, parent: &Path) -> Self {
+        let directory = parent.join(id);
+        std::fs::create_dir_all(&directory).expect("make a directory");
+        let tls_port = wait::free_port();
+        make_certificate(&directory);
+        let shown = directory.display();
+        let configuration = format!(
+            r#"state_directory = "{shown}/state"
+
+[unix]
+path = "{shown}/sock"
+mode = "0600"
+
+[tls]
+listen = "127.0.0.1:{tls_port}"
+certificate = "{shown}/door.pem"
+private_key = "{shown}/door-key.pem"
+tokens = [{{ name = "tests", sha256 = "{token}" }}]
+
+[tflite]
+library = "{library}"
+
+[fleet]
+reconcile_seconds = 5
+
+[log]
+filter = "info,edgeward_agent=debug"
+"#,
+            token = Digest::of(TOKEN.as_bytes()),
+            library = binaries::tflite_library().display(),
+        );
+        let device = Self {
+            id: id.to_owned(),
+            directory,
+            tls_port,
+            configuration,
+            agent: None,
+        };
+        device.write_configuration();
+        device
+    }
+
+    /// Changes the configuration's text; the next start reads it. `from` must be in it.
+    pub fn configure(&mut self, from: &str, to: &str) {
+        assert!(
+            self.configuration.contains(from),
+            "no {from:?} in the configuration"
+        );
+        self.configuration = self.configuration.replace(from, to);
+        self.write_configuration();
+    }
+
+    fn write_configuration(&self) {
+        std::fs::write(self.config_path(), &self.configuration).expect("write a configuration");
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub fn config_path(&self) -> PathBuf {
+        self.directory.join("agent.toml")
+    }
+
+    pub fn state_directory(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    pub fn tls_port(&self) -> u16 {
+        self.tls_port
+    }
+
+    /// The authority of the TLS door's certificate.
+    pub fn ca_path(&self) -> PathBuf {
+        self.directory.join("door.pem")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.join("agent.log")
+    }
+
+    /// All that its agents have logged.
+    pub fn log(&self) -> String {
+        process::read_log(&self.log_path())
+    }
+
+    /// Runs a verb of `edgeward` to its end.
+    pub fn edgeward(&self, arguments: &[&str]) -> Finished {
+        let mut command = Command::new(binaries::program("edgeward"));
+        command
+            .arg("--config")
+            .arg(self.config_path())
+            .args(arguments);
+        process::run(&mut command)
+    }
+
+    /// Switches the device on and waits until its Unix socket answers. Call it on the test's own thread: the
+    /// agent ends with the thread that started it.
+    pub fn start(&mut self) {
+        self.spawn();
+        let mut client = self.unix();
+        let id = self.id.clone();
+        let agent = self.agent.as_mut().expect("just started");
+        wait::until(&format!("{id} to be live"), wait::PATIENCE, || {
+            if let Some(status) = agent.ended() {
+                panic!("the agent of {id} ended with {status}:\n{}", agent.log());
+            }
+            match client.get("/v2/health/live") {
+                Ok(response) if response.status == 200 => Ok(()),
+                Ok(response) => Err(format!("{}: {}", response.status, response.text())),
+                Err(e) => Err(e.to_string()),
+            }
+        });
+    }
+
+    /// Switches the device on and waits for nothing.
+    pub fn spawn(&mut self) {
+        assert!(self.agent.is_none(), "{} is running already", self.id);
+        let mut command = dying_with_us(&binaries::program("edgeward"));
+        command.arg("--config").arg(self.config_path()).arg("serve");
+        self.agent = Some(Process::start(&self.id, command, &self.log_path()));
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        let mut agent = self.agent.take().expect("a running agent");
+        agent.kill();
+    }
+
+    /// SIGTERM; panics unless the agent ends with success.
+    pub fn stop(&mut self) {
+        let mut agent = self.agent.take().expect("a running agent");
+        let status = agent.stop(Duration::from_secs(20));
+        assert!(status.success(), "{}: {status}\n{}", self.id, agent.log());
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.agent.as_ref().expect("a running agent").pid()
+    }
+
+    /// A client of the Unix socket.
+    pub fn unix(&self) -> Client {
+        Client::unix(&self.directory.join("sock"))
+    }
+
+    /// A client of the TLS door, with the right token.
+    pub fn tls(&self) -> Client {
+        Client::tls(self.tls_port, &self.ca_path()).with_token(TOKEN)
+    }
+
+    /// `edgeward status --json`.
+    pub fn status(&self) -> Result<Value, String> {
+        let finished = self.edgeward(&["status", "--json"]);
+        if finished.code != Some(0) {
+            return Err(finished.to_string());
+        }
+        serde_json::from_str(&finished.stdout).map_err(|e| format!("{e} in {}", finished.stdout))
+    }
+
+    /// What the status says of one model; JSON null when it says nothing.
+    pub fn model_status(&self, model: &str) -> Result<Value, String> {
+        let status = self.status()?;
+        let models = status["models"].as_array().cloned().unwrap_or_default();
+        let found = models.into_iter().find(|m| m["model"] == model);
+        Ok(found.unwrap_or(Value::Null))
+    }
+
+    /// The active version of a model, if any.
+    pub fn active(&self, model: &str) -> Result<Option<String>, String> {
+        let status = self.model_status(model)?;
+        Ok(status["active"]["version"].as_str().map(str::to_owned))
+    }
+
+    /// Waits until `version` is active and the device wants nothing else.
+    pub fn wait_active(&self, model: &str, version: &str) {
+        let what = format!("{model} {version} to be active on {}", self.id);
+        wait::until(&what, wait::PATIENCE, || {
+            let status = self.model_status(model)?;
+            if status["active"]["version"] == version && status["phase"] == "active" {
+                Ok(())
+            } else {
+                Err(status.to_string())
+            }
+        });
+    }
+
+    /// Waits until the device has refused something with all of `words`; returns where it said so.
+    pub fn wait_refusal(&self, model: &str, words: &[&str]) -> String {
+        let what = format!("{} to refuse with {words:?}", self.id);
+        wait::until(&what, wait::PATIENCE, || {
+            let status = self.status()?;
+            let model = self.model_status(model)?;
+            let texts = [&status["last_error"], &model["reason"]];
+            let said = texts.iter().filter_map(|t| t.as_str());
+            said.map(str::to_owned)
+                .find(|text| words.iter().all(|word| text.contains(word)))
+                .ok_or_else(|| format!("{status}"))
+        })
+    }
+}
+
+/// A self-signed certificate for the TLS door, which is its own authority.
+fn make_certificate(directory: &Path) {
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let made = rcgen::generate_simple_self_signed(names).expect("make a certificate");
+    std::fs::write(directory.join("door.pem"), made.cert.pem()).expect("write a certificate");
+    std::fs::write(
+        directory.join("door-key.pem"),
+        made.signing_key.serialize_pem(),
+    )
+    .expect("write a key");
+}
