@@ -78,6 +78,16 @@ filter = "info,edgeward_agent=debug"
         self.write_configuration();
     }
 
+    /// Connects to the broker through another port (a [`Relay`](crate::relay::Relay)).
+    pub fn use_broker_port(&mut self, port: u16) {
+        self.configure("[fleet]\n", &format!("[fleet]\nbroker_port = {port}\n"));
+    }
+
+    /// A device that is not told to connect to anything.
+    pub fn without_fleet(&mut self) {
+        self.configure("[fleet]\nreconcile_seconds = 5\n", "");
+    }
+
     fn write_configuration(&self) {
         std::fs::write(self.config_path(), &self.configuration).expect("write a configuration");
     }
@@ -176,13 +186,25 @@ filter = "info,edgeward_agent=debug"
         Client::tls(self.tls_port, &self.ca_path()).with_token(TOKEN)
     }
 
-    /// `edgeward status --json`.
+    /// What `edgeward status --json` says of the device.
     pub fn status(&self) -> Result<Value, String> {
         let finished = self.edgeward(&["status", "--json"]);
         if finished.code != Some(0) {
             return Err(finished.to_string());
         }
-        serde_json::from_str(&finished.stdout).map_err(|e| format!("{e} in {}", finished.stdout))
+        let report: Value = serde_json::from_str(&finished.stdout)
+            .map_err(|e| format!("{e} in {}", finished.stdout))?;
+        Ok(report["status"].clone())
+    }
+
+    /// Number and bytes (as they travelled) of the chunks that wait for their version to be whole.
+    pub fn cached_chunks(&self) -> (usize, u64) {
+        let entries = std::fs::read_dir(self.state_directory().join("chunks"));
+        let lengths = entries.into_iter().flatten().flatten().filter_map(|entry| {
+            let whole = entry.path().extension().is_none();
+            whole.then(|| entry.metadata().map_or(0, |m| m.len()))
+        });
+        lengths.fold((0, 0), |(count, bytes), length| (count + 1, bytes + length))
     }
 
     /// What the status says of one model; JSON null when it says nothing.

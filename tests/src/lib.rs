@@ -14,6 +14,8 @@ pub mod http;
 pub mod load;
 pub mod package;
 pub mod process;
+pub mod publisher;
+pub mod relay;
 pub mod wait;
 
 pub use broker::BrokerKind;

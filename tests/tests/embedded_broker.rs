@@ -1,0 +1,34 @@
+//! The main round once more, with the broker that fleetctl brings.
+
+use edgeward_tests::{BrokerKind, Fleet, package::known};
+
+#[test]
+fn push_second_version_and_rollback_work_with_the_embedded_broker() {
+    let fleet = Fleet::with(BrokerKind::Embedded);
+    let mut ward = fleet.device("ward-1", "radiology");
+    ward.start();
+    fleet.push_sample("digits-1.0.0", "radiology");
+    ward.wait_active("digits", "1.0.0");
+    fleet.push_sample("digits-2.0.0", "radiology");
+    ward.wait_active("digits", "2.0.0");
+    fleet.rollback("digits", "radiology");
+    ward.wait_active("digits", "1.0.0");
+    let question = known("digits-1.0.0", 0);
+    let answer = ward.unix().infer("digits", &question.request);
+    question
+        .check(&answer.expect("answer").expect_ok().json())
+        .expect("the known answer");
+}
+
+#[test]
+fn sync_fills_an_embedded_broker_that_was_started_anew() {
+    let mut fleet = Fleet::with(BrokerKind::Embedded);
+    let mut ward = fleet.device("ward-1", "radiology");
+    // A version of several chunks, pushed while the device is off.
+    let package = fleet.package("digits-1.0.0").padded(300_000, 1);
+    fleet.push(package.path(), "radiology").expect_success();
+    fleet.broker().restart();
+    fleet.fleetctl(&["sync"]).expect_success();
+    ward.start();
+    ward.wait_active("digits", "1.0.0");
+}
