@@ -1,0 +1,196 @@
+//! What a request must be before it gets a slot: of a known shape, and not one too many.
+//!
+//! A request waits for a slot at most the queue time, and only so many wait at once: that is all the
+//! back-pressure there is. Everything here runs on the path of every request and allocates only to refuse.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use edgeward_models::manifest::{TensorSpec, byte_size};
+
+use super::error::ServeError;
+
+/// Requests that may wait for each slot. More could not be answered within a sensible queue time, and each
+/// holds a connection and its body.
+const WAITERS_PER_SLOT: usize = 4;
+
+/// The longest time a caller is told to stay away.
+const LONGEST_RETRY_SECONDS: u64 = 60;
+
+/// Counts the requests that wait for a slot of one version.
+#[derive(Debug)]
+pub(super) struct WaitingRoom {
+    waiting: AtomicUsize,
+    places: usize,
+    slots: usize,
+}
+
+/// A place in the waiting room, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Place<'a>(&'a WaitingRoom);
+
+impl WaitingRoom {
+    /// For a version with so many slots.
+    pub(super) fn new(slots: usize) -> Self {
+        Self {
+            waiting: AtomicUsize::new(0),
+            places: slots * WAITERS_PER_SLOT,
+            slots,
+        }
+    }
+
+    /// `None` when every place is taken.
+    pub(super) fn enter(&self) -> Option<Place<'_>> {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.places {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Place(self))
+    }
+
+    /// Requests before one that comes now, at most: all slots and all who wait.
+    pub(super) fn ahead(&self) -> usize {
+        self.slots + self.waiting.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// When a refused caller has a fair chance: the time that `ahead` requests take at the latest invoke's pace.
+pub(super) fn retry_after_seconds(ahead: usize, instances: usize, invoke_micros: u64) -> u64 {
+    let micros = (ahead as u64).saturating_mul(invoke_micros) / instances.max(1) as u64;
+    micros.div_ceil(1_000_000).clamp(1, LONGEST_RETRY_SECONDS)
+}
+
+/// Checks a request's shape against the specification: rank, fixed dimensions, free ones at least 1.
+/// Returns the bytes of the tensor. The error names the tensor and both shapes.
+pub fn check_shape(spec: &TensorSpec, shape: &[i64]) -> Result<u64, ServeError> {
+    let fits = |(&wanted, &given): (&i64, &i64)| {
+        if wanted < 0 {
+            given >= 1
+        } else {
+            given == wanted
+        }
+    };
+    if spec.shape.len() != shape.len() || !spec.shape.iter().zip(shape).all(fits) {
+        return Err(ServeError::Invalid(format!(
+            "input {}: the shape must be {}, not {}{}",
+            spec.name,
+            written(&spec.shape),
+            written(shape),
+            if spec.shape.contains(&-1) {
+                " (-1 stands for any size of at least 1)"
+            } else {
+                ""
+            }
+        )));
+    }
+    if spec.datatype.size().is_none() {
+        return Err(ServeError::Invalid(format!(
+            "input {}: tensors of datatype {} are not served",
+            spec.name,
+            spec.datatype.name()
+        )));
+    }
+    byte_size(spec.datatype, shape.iter().map(|&d| d as u64)).ok_or_else(|| {
+        ServeError::Invalid(format!(
+            "input {}: the shape {} (the model takes {}) holds more bytes than can be counted",
+            spec.name,
+            written(shape),
+            written(&spec.shape)
+        ))
+    })
+}
+
+/// A shape as people write it. A foreign one may be long: only its first dimensions are shown.
+fn written(shape: &[i64]) -> String {
+    const SHOWN: usize = 16;
+    let mut text: Vec<String> = shape.iter().take(SHOWN).map(i64::to_string).collect();
+    if shape.len() > SHOWN {
+        text.push(format!("… {} dimensions", shape.len()));
+    }
+    format!("[{}]", text.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edgeward_models::manifest::Datatype;
+
+    fn spec(datatype: Datatype, shape: &[i64]) -> TensorSpec {
+        TensorSpec {
+            name: "image".to_owned(),
+            datatype,
+            shape: shape.to_vec(),
+            quantization: None,
+        }
+    }
+
+    #[test]
+    fn free_dimensions_take_any_size_and_fixed_ones_only_their_own() {
+        let image = spec(Datatype::Fp32, &[-1, 8, 8, 1]);
+        assert_eq!(check_shape(&image, &[1, 8, 8, 1]).expect("one"), 256);
+        assert_eq!(check_shape(&image, &[3, 8, 8, 1]).expect("three"), 768);
+        for wrong in [
+            &[8, 8, 1][..],
+            &[0, 8, 8, 1],
+            &[-1, 8, 8, 1],
+            &[1, 8, 9, 1],
+            &[1, 8, 8, 1, 1],
+            &[],
+        ] {
+            let error = check_shape(&image, wrong)
+                .expect_err("wrong shape")
+                .to_string();
+            assert!(error.contains("image"), "{error}");
+            assert!(error.contains("[-1, 8, 8, 1]"), "{error}");
+            assert!(error.contains(&written(wrong)), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_size_beyond_64_bits_is_an_error_and_not_a_small_number() {
+        let open = spec(Datatype::Fp64, &[-1, -1, -1]);
+        let huge = i64::from(i32::MAX);
+        assert!(check_shape(&open, &[huge, huge, huge]).is_err());
+        assert!(check_shape(&open, &[i64::MAX, 1, 1]).is_err());
+    }
+
+    #[test]
+    fn strings_are_refused_by_name() {
+        let text = spec(Datatype::Bytes, &[1]);
+        let error = check_shape(&text, &[1]).expect_err("strings").to_string();
+        assert!(error.contains("BYTES"), "{error}");
+    }
+
+    #[test]
+    fn a_scalar_has_the_bytes_of_one_element() {
+        assert_eq!(
+            check_shape(&spec(Datatype::Int64, &[]), &[]).expect("scalar"),
+            8
+        );
+    }
+
+    #[test]
+    fn the_waiting_room_has_an_end_and_places_come_back() {
+        let room = WaitingRoom::new(2);
+        let mut places: Vec<_> = (0..2 * WAITERS_PER_SLOT)
+            .map(|_| room.enter().expect("a place"))
+            .collect();
+        assert!(room.enter().is_none());
+        places.pop();
+        assert!(room.enter().is_some());
+        assert_eq!(room.ahead(), 2 + places.len());
+    }
+
+    #[test]
+    fn a_refused_caller_is_sent_away_for_at_least_a_second_and_at_most_a_minute() {
+        assert_eq!(retry_after_seconds(0, 1, 0), 1);
+        assert_eq!(retry_after_seconds(30, 2, 200_000), 3);
+        assert_eq!(retry_after_seconds(1000, 1, 10_000_000), 60);
+        assert_eq!(retry_after_seconds(usize::MAX, 0, u64::MAX), 60);
+    }
+}

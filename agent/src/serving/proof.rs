@@ -1,0 +1,460 @@
+//! Delegates are proven, not assumed.
+//!
+//! Each delegate of the manifest, in order, gets a fresh worker (a failed one may have damaged its heap). It is
+//! accepted only if it loads, takes its share of the graph's nodes and reproduces the version's golden
+//! vectors; a version without any is measured against the built-in kernels' answers. Then the worker is
+//! warmed up and sealed. Each refusal is kept with its reason. `engine` calls this for a new version,
+//! `supervise` for every restart.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use edgeward_models::fleet::status::{ActiveVersion, RefusedDelegate};
+use edgeward_models::manifest::{DelegateChoice, Manifest};
+use edgeward_models::name::DelegateName;
+use edgeward_models::package::InstalledVersion;
+use tokio::sync::OnceCell;
+use tokio::task::spawn_blocking;
+use tracing::{info, warn};
+
+use super::budget::Grant;
+use super::error::LoadFailure;
+use super::golden::{self, Case, Expected};
+use super::loaded::slots;
+use crate::config::Config;
+use crate::worker::{Answer, Spawner, Worker, WorkerError, WorkerSpec};
+
+/// The end of a dead worker's stderr that is kept in a reason.
+const LAST_WORDS_BYTES: usize = 300;
+
+/// A version with what its workers must prove.
+#[derive(Debug, Clone)]
+pub(super) struct Subject {
+    installed: InstalledVersion,
+    evidence: Arc<Evidence>,
+}
+
+#[derive(Debug)]
+enum Evidence {
+    Golden(Vec<(Case, Arc<Vec<Expected>>)>),
+    Generated {
+        cases: Vec<Case>,
+        /// The built-in kernels' answers, found when the first other delegate asks.
+        answers: OnceCell<Vec<Arc<Vec<Expected>>>>,
+    },
+}
+
+/// A worker that passed everything.
+pub(super) struct Proven {
+    pub(super) worker: Worker,
+    pub(super) active: ActiveVersion,
+    /// Which of the manifest's delegates it runs on.
+    pub(super) choice: usize,
+    /// The delegates before it that were tried or passed over, by index.
+    pub(super) refused: Vec<(usize, RefusedDelegate)>,
+}
+
+/// Why one delegate was refused.
+struct Refusal {
+    reason: String,
+    device_fault: bool,
+}
+
+impl Refusal {
+    fn new(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            device_fault: false,
+        }
+    }
+}
+
+impl Subject {
+    /// Reads the evidence. What is wrong with it is the version's fault, a disk that cannot be read the device's.
+    pub(super) async fn of(installed: &InstalledVersion) -> Result<Self, LoadFailure> {
+        let manifest = installed.manifest().clone();
+        let failure = |reason: String, device_fault| LoadFailure {
+            model: manifest.model.clone(),
+            version: manifest.version.clone(),
+            reason,
+            refused: Vec::new(),
+            device_fault,
+        };
+        let version = installed.clone();
+        // Parsing megabytes of numbers must not hold up requests.
+        let read = spawn_blocking(move || {
+            let Some(vectors) = version.golden().map_err(|e| (e.to_string(), true))? else {
+                let cases = golden::generated(version.manifest()).map_err(|e| (e, false))?;
+                let answers = OnceCell::new();
+                return Ok(Evidence::Generated { cases, answers });
+            };
+            let cases = golden::cases(version.manifest(), &vectors).map_err(|e| (e, false))?;
+            let cases = cases.into_iter().map(|(c, e)| (c, Arc::new(e)));
+            Ok(Evidence::Golden(cases.collect()))
+        });
+        let evidence = read
+            .await
+            .unwrap_or_else(|e| Err((format!("reading the golden vectors: {e}"), true)))
+            .map_err(|(reason, device_fault)| failure(reason, device_fault))?;
+        Ok(Self {
+            installed: installed.clone(),
+            evidence: Arc::new(evidence),
+        })
+    }
+
+    pub(super) fn manifest(&self) -> &Arc<Manifest> {
+        self.installed.manifest()
+    }
+}
+
+/// What proving needs of the device.
+pub(super) struct Prover<'a> {
+    pub(super) config: &'a Config,
+    pub(super) spawner: &'a Spawner,
+    pub(super) grant: Grant,
+}
+
+impl Prover<'_> {
+    /// Tries the delegates in order, passing over those in `skip`.
+    pub(super) async fn prove(
+        &self,
+        subject: &Subject,
+        skip: &[(usize, RefusedDelegate)],
+    ) -> Result<Proven, LoadFailure> {
+        let manifest = subject.manifest();
+        let mut refused: Vec<(usize, RefusedDelegate)> = Vec::new();
+        let mut device_fault = false;
+        for (choice, delegate) in manifest.delegates.iter().enumerate() {
+            if let Some(known) = skip.iter().find(|(index, _)| *index == choice) {
+                refused.push(known.clone());
+                continue;
+            }
+            match self.attempt(subject, delegate).await {
+                Ok(worker) => {
+                    let active = active_version(manifest, delegate, &worker, &refused);
+                    return Ok(Proven {
+                        worker,
+                        active,
+                        choice,
+                        refused,
+                    });
+                }
+                Err(refusal) => {
+                    warn!(
+                        model = %manifest.model, version = %manifest.version,
+                        delegate = %delegate.delegate, reason = refusal.reason, "delegate refused"
+                    );
+                    device_fault |= refusal.device_fault;
+                    let delegate = delegate.delegate.clone();
+                    let reason = refusal.reason;
+                    refused.push((choice, RefusedDelegate { delegate, reason }));
+                }
+            }
+        }
+        let refused: Vec<_> = refused.into_iter().map(|(_, r)| r).collect();
+        let reasons: Vec<_> = refused
+            .iter()
+            .map(|r| format!("{}: {}", r.delegate, r.reason))
+            .collect();
+        Err(LoadFailure {
+            model: manifest.model.clone(),
+            version: manifest.version.clone(),
+            reason: reasons.join("; "),
+            refused,
+            device_fault,
+        })
+    }
+
+    /// One delegate in one fresh worker.
+    async fn attempt(&self, subject: &Subject, choice: &DelegateChoice) -> Result<Worker, Refusal> {
+        let worker = self.start(subject, choice, self.grant).await?;
+        let facts = worker.facts();
+        let builtin = choice.delegate.as_str() == DelegateName::BUILTIN;
+        let total = facts.total_nodes.max(1);
+        let share = facts.delegated_nodes as f32 / total as f32;
+        // The built-in kernels take whatever is left: a share means nothing for them.
+        if !builtin && share < choice.least_share {
+            return Err(Refusal::new(format!(
+                "it took {} of {} nodes ({:.0} %) where at least {:.0} % are asked for",
+                facts.delegated_nodes,
+                facts.total_nodes,
+                share * 100.0,
+                choice.least_share * 100.0
+            )));
+        }
+        self.check(subject, choice, &worker).await?;
+        self.warm_up(subject, &worker).await?;
+        worker.seal().await.map_err(|e| self.refusal(e))?;
+        let facts = worker.facts();
+        info!(
+            model = %subject.manifest().model, version = %subject.manifest().version,
+            delegate = %choice.delegate, pid = facts.pid, delegated_nodes = facts.delegated_nodes,
+            total_nodes = facts.total_nodes, load_ms = facts.load_time.as_millis() as u64,
+            "worker ready"
+        );
+        Ok(worker)
+    }
+
+    async fn start(
+        &self,
+        subject: &Subject,
+        choice: &DelegateChoice,
+        grant: Grant,
+    ) -> Result<Worker, Refusal> {
+        let profile = match choice.delegate.as_str() {
+            DelegateName::BUILTIN | DelegateName::XNNPACK => None,
+            name => match self.config.delegates.get(&choice.delegate) {
+                Some(profile) => Some(profile.clone()),
+                None => {
+                    return Err(Refusal::new(format!(
+                        "this device has no delegate profile {name}"
+                    )));
+                }
+            },
+        };
+        let manifest = subject.manifest();
+        let request_bytes = usize::try_from(manifest.request_bytes())
+            .map_err(|_| Refusal::new("its requests are larger than this machine can address"))?;
+        let spec = WorkerSpec {
+            manifest: manifest.clone(),
+            model_path: subject.installed.model_path(),
+            delegate: choice.clone(),
+            profile,
+            library: self.config.tflite.library.clone(),
+            instances: grant.instances,
+            threads: grant.threads,
+            slots: slots(grant, &self.config.limits),
+            request_bytes,
+            memory_limit_bytes: self.config.tflite.worker_memory_bytes,
+            load_timeout: self.patience(),
+            sandbox: self.config.sandbox,
+        };
+        let started = Worker::start(self.spawner, spec).await;
+        started.map_err(|e| self.refusal(e))
+    }
+
+    /// The evidence, case by case.
+    async fn check(
+        &self,
+        subject: &Subject,
+        choice: &DelegateChoice,
+        worker: &Worker,
+    ) -> Result<(), Refusal> {
+        match &*subject.evidence {
+            Evidence::Golden(cases) => {
+                for (case, expected) in cases {
+                    let answer = self.answer(worker, case).await?;
+                    compare(case, answer, expected, choice).await?;
+                }
+                Ok(())
+            }
+            Evidence::Generated { cases, .. }
+                if choice.delegate.as_str() == DelegateName::BUILTIN =>
+            {
+                for case in cases {
+                    match self.run(worker, case).await {
+                        // A free dimension of 1 may be too small for this model: then nothing can be generated.
+                        Err(WorkerError::Invoke(reason)) if has_free_dimensions(subject, case) => {
+                            info!(
+                                model = %subject.manifest().model, reason,
+                                "generated inputs do not fit the model, golden vectors would"
+                            );
+                            return Ok(());
+                        }
+                        other => other.map_err(|e| self.refusal(e))?,
+                    };
+                }
+                Ok(())
+            }
+            Evidence::Generated { cases, answers } => {
+                let find = || self.builtin_answers(subject, cases);
+                let answers = answers.get_or_try_init(find).await?;
+                for (case, expected) in cases.iter().zip(answers) {
+                    let answer = self.answer(worker, case).await?;
+                    compare(case, answer, expected, choice).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// What the built-in kernels answer, from a worker that lives no longer than this.
+    async fn builtin_answers(
+        &self,
+        subject: &Subject,
+        cases: &[Case],
+    ) -> Result<Vec<Arc<Vec<Expected>>>, Refusal> {
+        let because = |refusal: Refusal| Refusal {
+            reason: format!(
+                "it cannot be proven: the version has no golden vectors, and the built-in kernels do not answer \
+                 generated inputs ({})",
+                refusal.reason
+            ),
+            device_fault: refusal.device_fault,
+        };
+        let name: DelegateName = DelegateName::BUILTIN
+            .parse()
+            .map_err(|e| Refusal::new(format!("{e}")))?;
+        let grant = Grant {
+            instances: 1,
+            threads: 1,
+        };
+        let worker = self
+            .start(subject, &DelegateChoice::new(name), grant)
+            .await
+            .map_err(because)?;
+        let mut answers = Vec::new();
+        for case in cases {
+            let answer = self.answer(&worker, case).await.map_err(because)?;
+            let outputs = &subject.manifest().signatures[case.signature].outputs;
+            let expected: Result<Vec<_>, String> = outputs
+                .iter()
+                .enumerate()
+                .map(|(output, spec)| {
+                    Ok(Expected {
+                        output,
+                        name: spec.name.clone(),
+                        datatype: spec.datatype,
+                        shape: answer.shape(output).to_vec(),
+                        values: golden::decode(spec.datatype, answer.output(output))?,
+                    })
+                })
+                .collect();
+            answers.push(Arc::new(expected.map_err(|e| because(Refusal::new(e)))?));
+        }
+        Ok(answers)
+    }
+
+    /// The first invoke of an interpreter is slow. The evidence warmed one; with several, as many requests at
+    /// once reach the others.
+    async fn warm_up(&self, subject: &Subject, worker: &Worker) -> Result<(), Refusal> {
+        let first = match &*subject.evidence {
+            Evidence::Golden(cases) => cases.first().map(|(case, _)| case),
+            Evidence::Generated { cases, .. } => cases.first(),
+        };
+        let Some(case) = first.filter(|_| self.grant.instances > 1) else {
+            return Ok(());
+        };
+        let runs = (0..self.grant.instances).map(|_| self.run(worker, case));
+        for run in futures::future::join_all(runs).await {
+            match run {
+                Err(WorkerError::Invoke(_)) if has_free_dimensions(subject, case) => {}
+                other => {
+                    other.map_err(|e| self.refusal(e))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn answer(&self, worker: &Worker, case: &Case) -> Result<Answer, Refusal> {
+        match self.run(worker, case).await {
+            Ok(answer) => Ok(answer),
+            Err(error @ WorkerError::Died(_)) => {
+                let death = worker.died().await;
+                let words = last_words(&death.stderr);
+                Err(Refusal::new(format!("{}: {error}{words}", case.name)))
+            }
+            Err(error) => {
+                let refusal = self.refusal(error);
+                Err(Refusal {
+                    reason: format!("{}: {}", case.name, refusal.reason),
+                    ..refusal
+                })
+            }
+        }
+    }
+
+    /// One case through the ordinary request path.
+    async fn run(&self, worker: &Worker, case: &Case) -> Result<Answer, WorkerError> {
+        let deadline = Instant::now() + self.patience();
+        let bytes = case.inputs.iter().map(|i| i.bytes.len()).sum();
+        let mut slot = worker.lease(bytes, self.patience()).await?;
+        for input in &case.inputs {
+            slot.input(&input.shape, input.bytes.len())?
+                .copy_from_slice(&input.bytes);
+        }
+        slot.invoke(case.signature, deadline).await
+    }
+
+    /// A first invoke may compile a graph for an accelerator, so proving has the time of loading.
+    fn patience(&self) -> Duration {
+        Duration::from_millis(self.config.tflite.load_timeout_ms)
+    }
+
+    fn refusal(&self, error: WorkerError) -> Refusal {
+        Refusal {
+            device_fault: matches!(error, WorkerError::Start(_)),
+            reason: match error {
+                WorkerError::Deadline => {
+                    format!("no answer within {} s", self.patience().as_secs_f64())
+                }
+                other => other.to_string(),
+            },
+        }
+    }
+}
+
+/// Off the I/O thread: a large output takes milliseconds to compare.
+async fn compare(
+    case: &Case,
+    answer: Answer,
+    expected: &Arc<Vec<Expected>>,
+    choice: &DelegateChoice,
+) -> Result<(), Refusal> {
+    let (expected, tolerance) = (expected.clone(), choice.tolerance);
+    let compared = spawn_blocking(move || {
+        expected.iter().try_for_each(|e| {
+            let (shape, bytes) = (answer.shape(e.output), answer.output(e.output));
+            golden::compare(e, shape, bytes, tolerance)
+        })
+    });
+    let result = compared.await.unwrap_or_else(|e| Err(e.to_string()));
+    result.map_err(|reason| Refusal::new(format!("{}: {reason}", case.name)))
+}
+
+fn has_free_dimensions(subject: &Subject, case: &Case) -> bool {
+    let inputs = &subject.manifest().signatures[case.signature].inputs;
+    inputs.iter().any(|input| input.shape.contains(&-1))
+}
+
+fn active_version(
+    manifest: &Manifest,
+    delegate: &DelegateChoice,
+    worker: &Worker,
+    refused: &[(usize, RefusedDelegate)],
+) -> ActiveVersion {
+    ActiveVersion {
+        version: manifest.version.clone(),
+        release: manifest.release,
+        delegate: delegate.delegate.clone(),
+        delegated_nodes: worker.facts().delegated_nodes,
+        total_nodes: worker.facts().total_nodes,
+        refused_delegates: refused.iter().map(|(_, r)| r.clone()).collect(),
+    }
+}
+
+/// The end of what a dead worker wrote, in one line.
+pub(super) fn last_words(stderr: &str) -> String {
+    let text = stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+    if text.is_empty() {
+        return String::new();
+    }
+    let mut start = text.len().saturating_sub(LAST_WORDS_BYTES);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    format!("; its last words: {}", &text[start..])
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn last_words_are_one_short_line_and_never_cut_a_character() {
+        assert_eq!(super::last_words(" \n"), "");
+        assert_eq!(super::last_words("a\nb\n"), "; its last words: a b");
+        let long = "ä".repeat(1000);
+        assert!(super::last_words(&long).len() < 400);
+        assert!(super::last_words(&long[..1999 - 1]).ends_with('ä'));
+    }
+}

@@ -1,0 +1,252 @@
+//! A request's way through one version: admitted, filled, run, counted.
+//!
+//! The doors call `begin`, then `input` once per tensor, then `infer`. Whatever happens to the future or the
+//! [`Request`] in between, the version is held until it is dropped and the outcome is counted once.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use edgeward_models::manifest::{Manifest, Signature};
+
+use super::admission::{check_shape, retry_after_seconds};
+use super::error::ServeError;
+use super::loaded::{Hold, Loaded};
+use super::stats::{Outcome, Times};
+use crate::worker::{Answer, Slot, WorkerError};
+
+/// One served version, as a request sees it.
+#[derive(Clone)]
+pub struct Served {
+    hold: Hold,
+}
+
+/// One admitted request.
+pub struct Request {
+    slot: Slot,
+    signature: usize,
+    /// Inputs filled so far.
+    filled: usize,
+    deadline: Instant,
+    /// How long the request waited for its slot.
+    waited: Duration,
+    tally: Tally,
+}
+
+/// Counts how a request ended, when it is dropped.
+struct Tally {
+    hold: Hold,
+    begun: Instant,
+    /// What to count; a request that is dropped before anything was decided was left by its caller.
+    outcome: Outcome,
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        if self.outcome != Outcome::Succeeded {
+            self.hold.stats.ended(self.outcome);
+        }
+    }
+}
+
+impl Tally {
+    fn fails(&mut self, error: ServeError) -> ServeError {
+        self.outcome = Outcome::of(&error);
+        error
+    }
+
+    fn deadline_passed(&mut self, deadline: Instant) -> ServeError {
+        let given = deadline.saturating_duration_since(self.begun);
+        self.fails(ServeError::Deadline(given.as_millis() as u64))
+    }
+}
+
+impl Served {
+    pub(super) fn new(hold: Hold) -> Self {
+        Self { hold }
+    }
+
+    pub fn manifest(&self) -> &Arc<Manifest> {
+        self.hold.manifest()
+    }
+
+    /// Whether a request would find a worker.
+    pub fn ready(&self) -> bool {
+        self.hold.ready()
+    }
+
+    /// Takes a slot for a request of `bytes` input bytes; waits at most the configured queue time and never
+    /// past the deadline.
+    pub async fn begin(
+        &self,
+        signature: usize,
+        bytes: usize,
+        deadline: Instant,
+    ) -> Result<Request, ServeError> {
+        let loaded: &Loaded = &self.hold;
+        let mut tally = Tally {
+            hold: self.hold.clone(),
+            begun: Instant::now(),
+            outcome: Outcome::Cancelled,
+        };
+        let manifest = loaded.manifest();
+        if signature >= manifest.signatures.len() {
+            return Err(tally.fails(ServeError::Invalid(format!(
+                "model {} has no signature number {signature}",
+                manifest.model
+            ))));
+        }
+        let limit = manifest.request_bytes();
+        if bytes as u64 > limit {
+            return Err(tally.fails(too_large(loaded, bytes as u64, limit)));
+        }
+        let left = deadline.saturating_duration_since(tally.begun);
+        if left.is_zero() {
+            return Err(tally.deadline_passed(deadline));
+        }
+        let worker = match loaded.serving_worker() {
+            Ok(worker) => worker,
+            Err(error) => return Err(tally.fails(error)),
+        };
+        let Some(place) = loaded.waiting.enter() else {
+            return Err(tally.fails(overloaded(loaded)));
+        };
+        let leased = worker.lease(bytes, left.min(loaded.queue_timeout)).await;
+        drop(place);
+        match leased {
+            Ok(slot) => Ok(Request {
+                slot,
+                signature,
+                filled: 0,
+                deadline,
+                waited: tally.begun.elapsed(),
+                tally,
+            }),
+            Err(WorkerError::Busy(_) | WorkerError::Deadline) if Instant::now() >= deadline => {
+                Err(tally.deadline_passed(deadline))
+            }
+            Err(WorkerError::Busy(_)) => Err(tally.fails(overloaded(loaded))),
+            // The worker went while this request had no part in it yet.
+            Err(WorkerError::Died(reason)) => Err(tally.fails(loaded.worker_gone(reason))),
+            Err(error) => Err(tally.fails(explain(loaded, error))),
+        }
+    }
+}
+
+impl Request {
+    pub fn signature(&self) -> &Signature {
+        &self.tally.hold.manifest().signatures[self.signature]
+    }
+
+    /// Memory of the next input (signature's order), after its shape was checked against the manifest.
+    pub fn input(&mut self, shape: &[i64]) -> Result<&mut [u8], ServeError> {
+        let loaded: &Loaded = &self.tally.hold;
+        let signature = &loaded.manifest().signatures[self.signature];
+        let checked = match signature.inputs.get(self.filled) {
+            Some(spec) => check_shape(spec, shape),
+            None => Err(ServeError::Invalid(format!(
+                "signature {:?} takes {} inputs, not more",
+                signature.name,
+                signature.inputs.len()
+            ))),
+        };
+        let limit = loaded.manifest().request_bytes();
+        let bytes = match checked {
+            Ok(bytes) if bytes > limit => Err(too_large(loaded, bytes, limit)),
+            Ok(bytes) => Ok(bytes as usize),
+            Err(error) => Err(error),
+        };
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(error) => return Err(self.tally.fails(error)),
+        };
+        match self.slot.input(shape, bytes) {
+            Ok(memory) => {
+                self.filled += 1;
+                Ok(memory)
+            }
+            Err(error) => {
+                let error = explain(&self.tally.hold, error);
+                Err(self.tally.fails(error))
+            }
+        }
+    }
+
+    /// Runs the model. At the deadline the answer is `Deadline`, whatever the device is doing; dropping the
+    /// future cancels what has not started.
+    pub async fn infer(self) -> Result<Answer, ServeError> {
+        let Self {
+            slot,
+            signature,
+            filled,
+            deadline,
+            waited,
+            mut tally,
+        } = self;
+        let hold = tally.hold.clone();
+        let wanted = &hold.manifest().signatures[signature];
+        if let Some(missing) = wanted.inputs.get(filled) {
+            return Err(tally.fails(ServeError::Invalid(format!(
+                "input {} is missing",
+                missing.name
+            ))));
+        }
+        let mut known = None;
+        if !hold.poison.is_empty() {
+            let digest = slot.input_digest();
+            if hold.poison.refuses(&digest, Instant::now()) {
+                let model = hold.manifest().model.clone();
+                return Err(tally.fails(ServeError::Poison { model }));
+            }
+            known = Some(digest);
+        }
+        match slot.invoke(signature, deadline).await {
+            Ok(answer) => {
+                tally.outcome = Outcome::Succeeded;
+                hold.stats.succeeded(Times {
+                    queue: waited + answer.queue_time(),
+                    invoke: answer.invoke_time(),
+                    total: tally.begun.elapsed(),
+                });
+                if let Some(digest) = known {
+                    hold.poison.answered(&digest);
+                }
+                Ok(answer)
+            }
+            Err(WorkerError::Deadline) => Err(tally.deadline_passed(deadline)),
+            Err(WorkerError::Died(reason)) => {
+                let model = hold.manifest().model.clone();
+                Err(tally.fails(ServeError::Crashed { model, reason }))
+            }
+            Err(error) => Err(tally.fails(explain(&hold, error))),
+        }
+    }
+}
+
+fn too_large(loaded: &Loaded, needed: u64, limit: u64) -> ServeError {
+    ServeError::TooLarge {
+        model: loaded.manifest().model.clone(),
+        needed,
+        limit,
+    }
+}
+
+fn overloaded(loaded: &Loaded) -> ServeError {
+    let ahead = loaded.waiting.ahead();
+    let invoke = loaded.stats.latest_invoke_micros();
+    ServeError::Overloaded {
+        model: loaded.manifest().model.clone(),
+        retry_after_seconds: retry_after_seconds(ahead, loaded.grant.instances, invoke),
+    }
+}
+
+/// What a worker's error means to a caller.
+fn explain(loaded: &Loaded, error: WorkerError) -> ServeError {
+    let model = loaded.manifest().model.clone();
+    match error {
+        WorkerError::TooLarge { needed, limit } => too_large(loaded, needed, limit),
+        WorkerError::Busy(_) => overloaded(loaded),
+        WorkerError::Invoke(reason) => ServeError::Failed { model, reason },
+        WorkerError::Died(reason) => ServeError::Crashed { model, reason },
+        other => loaded.worker_gone(other.to_string()),
+    }
+}

@@ -1,0 +1,265 @@
+//! What one version did: counters and latencies, for telemetry (per interval) and for the metrics page
+//! (since the version was loaded).
+//!
+//! Recording an answer costs a few relaxed additions and one uncontended lock; nothing here allocates after
+//! the version was loaded.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use edgeward_models::fleet::telemetry::ModelSample;
+use edgeward_models::{ModelName, Version};
+use hdrhistogram::Histogram;
+
+use super::error::ServeError;
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Succeeded,
+    /// The caller's mistake: a wrong tensor, too many bytes, an input known to crash.
+    Invalid,
+    /// No slot within the queue time, or no worker just now.
+    Overloaded,
+    NotReady,
+    Deadline,
+    /// The worker died, or TFLite returned an error.
+    Failed,
+    /// The caller left before the answer.
+    Cancelled,
+}
+
+impl Outcome {
+    pub(super) const ALL: [(Self, &'static str); 7] = [
+        (Self::Succeeded, "succeeded"),
+        (Self::Invalid, "invalid"),
+        (Self::Overloaded, "overloaded"),
+        (Self::NotReady, "not-ready"),
+        (Self::Deadline, "deadline"),
+        (Self::Failed, "failed"),
+        (Self::Cancelled, "cancelled"),
+    ];
+
+    pub(super) fn of(error: &ServeError) -> Self {
+        match error {
+            ServeError::UnknownModel(_)
+            | ServeError::UnknownVersion { .. }
+            | ServeError::Invalid(_)
+            | ServeError::TooLarge { .. }
+            | ServeError::Poison { .. } => Self::Invalid,
+            ServeError::Overloaded { .. } => Self::Overloaded,
+            ServeError::NotReady { .. } => Self::NotReady,
+            ServeError::Deadline(_) => Self::Deadline,
+            ServeError::Crashed { .. } | ServeError::Failed { .. } => Self::Failed,
+        }
+    }
+}
+
+/// Where an answered request's time went.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    /// Waiting for a slot and for an interpreter.
+    pub(super) queue: Duration,
+    pub(super) invoke: Duration,
+    pub(super) total: Duration,
+}
+
+#[derive(Debug)]
+pub(super) struct Stats {
+    outcomes: [AtomicU64; Outcome::ALL.len()],
+    crashes: AtomicU64,
+    latest_invoke_micros: AtomicU64,
+    pub(super) queue: Buckets,
+    pub(super) invoke: Buckets,
+    pub(super) total: Buckets,
+    interval: Mutex<Interval>,
+}
+
+/// What is set back to nothing by each sample.
+#[derive(Debug)]
+struct Interval {
+    outcomes: [u64; Outcome::ALL.len()],
+    crashes: u64,
+    /// Microseconds.
+    queue: Histogram<u32>,
+    invoke: Histogram<u32>,
+}
+
+impl Stats {
+    pub(super) fn new() -> Self {
+        Self {
+            outcomes: Default::default(),
+            crashes: AtomicU64::new(0),
+            latest_invoke_micros: AtomicU64::new(0),
+            queue: Buckets::default(),
+            invoke: Buckets::default(),
+            total: Buckets::default(),
+            interval: Mutex::new(Interval {
+                outcomes: Default::default(),
+                crashes: 0,
+                queue: histogram(),
+                invoke: histogram(),
+            }),
+        }
+    }
+
+    pub(super) fn succeeded(&self, times: Times) {
+        self.outcomes[Outcome::Succeeded as usize].fetch_add(1, Ordering::Relaxed);
+        self.queue.record(times.queue);
+        self.invoke.record(times.invoke);
+        self.total.record(times.total);
+        let invoke = micros(times.invoke);
+        self.latest_invoke_micros.store(invoke, Ordering::Relaxed);
+        let mut interval = self.interval();
+        interval.outcomes[Outcome::Succeeded as usize] += 1;
+        interval.queue.saturating_record(micros(times.queue));
+        interval.invoke.saturating_record(invoke);
+    }
+
+    /// Any end but success.
+    pub(super) fn ended(&self, outcome: Outcome) {
+        self.outcomes[outcome as usize].fetch_add(1, Ordering::Relaxed);
+        self.interval().outcomes[outcome as usize] += 1;
+    }
+
+    pub(super) fn crashed(&self) {
+        self.crashes.fetch_add(1, Ordering::Relaxed);
+        self.interval().crashes += 1;
+    }
+
+    pub(super) fn count(&self, outcome: Outcome) -> u64 {
+        self.outcomes[outcome as usize].load(Ordering::Relaxed)
+    }
+
+    pub(super) fn crashes(&self) -> u64 {
+        self.crashes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn latest_invoke_micros(&self) -> u64 {
+        self.latest_invoke_micros.load(Ordering::Relaxed)
+    }
+
+    /// What happened since the last call. Callers who left are in no count: nobody refused or failed them.
+    pub(super) fn take_sample(&self, model: &ModelName, version: &Version) -> ModelSample {
+        let mut interval = self.interval();
+        let count = |outcome: Outcome| interval.outcomes[outcome as usize];
+        let sample = ModelSample {
+            model: model.clone(),
+            version: version.clone(),
+            succeeded: count(Outcome::Succeeded),
+            refused: count(Outcome::Invalid)
+                + count(Outcome::Overloaded)
+                + count(Outcome::NotReady),
+            failed: count(Outcome::Deadline) + count(Outcome::Failed),
+            crashes: interval.crashes,
+            queue_p50_us: interval.queue.value_at_quantile(0.5),
+            queue_p99_us: interval.queue.value_at_quantile(0.99),
+            invoke_p50_us: interval.invoke.value_at_quantile(0.5),
+            invoke_p99_us: interval.invoke.value_at_quantile(0.99),
+        };
+        interval.outcomes = Default::default();
+        interval.crashes = 0;
+        interval.queue.reset();
+        interval.invoke.reset();
+        sample
+    }
+
+    fn interval(&self) -> std::sync::MutexGuard<'_, Interval> {
+        self.interval.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// One microsecond to an hour with two digits: about 12 kB.
+fn histogram() -> Histogram<u32> {
+    // The bounds are constants that the crate accepts; its smallest histogram is the fallback.
+    Histogram::new_with_bounds(1, 3_600_000_000, 2)
+        .or_else(|_| Histogram::new(2))
+        .unwrap_or_else(|_| unreachable!("two significant digits are always accepted"))
+}
+
+/// A histogram with fixed bounds, as Prometheus counts them.
+#[derive(Debug, Default)]
+pub(super) struct Buckets {
+    counts: [AtomicU64; Self::BOUNDS_MICROS.len() + 1],
+    sum_nanos: AtomicU64,
+}
+
+impl Buckets {
+    /// Upper bounds in microseconds.
+    pub(super) const BOUNDS_MICROS: [u64; 18] = [
+        10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000,
+        500_000, 1_000_000, 5_000_000, 30_000_000,
+    ];
+
+    fn record(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let place = Self::BOUNDS_MICROS.partition_point(|&bound| bound * 1000 < nanos);
+        self.counts[place].fetch_add(1, Ordering::Relaxed);
+        self.sum_nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// How many were at most as long as each bound, then how many there were in all.
+    pub(super) fn cumulative(&self) -> [u64; Self::BOUNDS_MICROS.len() + 1] {
+        let mut total = 0;
+        std::array::from_fn(|i| {
+            total += self.counts[i].load(Ordering::Relaxed);
+            total
+        })
+    }
+
+    pub(super) fn sum_seconds(&self) -> f64 {
+        self.sum_nanos.load(Ordering::Relaxed) as f64 / 1e9
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn times(queue: u64, invoke: u64) -> Times {
+        Times {
+            queue: Duration::from_micros(queue),
+            invoke: Duration::from_micros(invoke),
+            total: Duration::from_micros(queue + invoke),
+        }
+    }
+
+    #[test]
+    fn a_sample_covers_its_interval_and_the_counters_go_on() {
+        let stats = Stats::new();
+        let (model, version) = ("m".parse().expect("name"), Version::new(1, 0, 0));
+        for i in 1..=100 {
+            stats.succeeded(times(i, i * 10));
+        }
+        stats.ended(Outcome::Overloaded);
+        stats.ended(Outcome::Deadline);
+        stats.ended(Outcome::Cancelled);
+        stats.crashed();
+        let sample = stats.take_sample(&model, &version);
+        assert_eq!((sample.succeeded, sample.refused), (100, 1));
+        assert_eq!((sample.failed, sample.crashes), (1, 1));
+        assert!((49..=51).contains(&sample.queue_p50_us));
+        assert!((985..=1000).contains(&sample.invoke_p99_us));
+        let empty = stats.take_sample(&model, &version);
+        assert_eq!((empty.succeeded, empty.invoke_p99_us), (0, 0));
+        assert_eq!(stats.count(Outcome::Succeeded), 100);
+        assert_eq!(stats.crashes(), 1);
+    }
+
+    #[test]
+    fn buckets_count_up_to_and_including_their_bound() {
+        let buckets = Buckets::default();
+        for micros in [10, 11, 25, 60_000_000] {
+            buckets.record(Duration::from_micros(micros));
+        }
+        let counts = buckets.cumulative();
+        assert_eq!(counts[..3], [1, 3, 3]);
+        assert_eq!(counts[counts.len() - 2..], [3, 4]);
+        assert!((buckets.sum_seconds() - 60.000046).abs() < 1e-9);
+    }
+}
