@@ -11,9 +11,12 @@ pub mod api;
 pub mod commands;
 pub mod config;
 pub mod fleet;
+pub mod logging;
 pub mod serving;
+pub mod shutdown;
 pub mod tflite;
 pub mod watch;
+pub mod watchdog;
 pub mod worker;
 
 /// The version of this program, as manifests' `minimum_agent` compares with it.

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use edgeward_agent::{commands, config};
+use edgeward_agent::config::{self, ConfigError};
+use edgeward_agent::{commands, logging::LogError};
 
 /// Serves verified TensorFlow Lite models on this device and keeps all data on it.
 ///
@@ -50,13 +51,20 @@ fn main() -> ExitCode {
         Command::Worker(args) => args.run(&cli.config),
     };
     result.unwrap_or_else(|error| {
-        eprintln_error(&error);
-        ExitCode::from(2)
+        say(&error);
+        if error.is::<ConfigError>() || error.is::<LogError>() {
+            ExitCode::from(REFUSED)
+        } else {
+            ExitCode::from(NOT_TRIED)
+        }
     })
 }
 
+const REFUSED: u8 = 1;
+const NOT_TRIED: u8 = 2;
+
 #[allow(clippy::print_stderr)]
-fn eprintln_error(error: &anyhow::Error) {
+fn say(error: &anyhow::Error) {
     eprintln!("edgeward: {error:#}");
 }
 

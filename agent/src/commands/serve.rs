@@ -1,11 +1,96 @@
-//! `edgeward serve`. (To be written.)
+//! `edgeward serve`: the order in which the agent starts and stops.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use edgeward_models::durable;
+use sd_notify::NotifyState;
+use tracing::{info, warn};
+
+use crate::api::Doors;
+use crate::config::Config;
+use crate::serving::Engine;
+use crate::shutdown::Signals;
+use crate::watch::audit::Audit;
+use crate::worker::Spawner;
+use crate::{VERSION, fleet, logging, watchdog};
+
+/// The running program, whatever a package update puts at its path meanwhile: agent and workers must be of
+/// one build.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// Threads for what may block (files, parsing); requests never wait for one.
+const BLOCKING_THREADS: usize = 4;
+
+/// How long such a thread may still take when everything else has ended.
+const LEAVE_BEHIND: Duration = Duration::from_secs(1);
 
 /// Arguments of `edgeward serve`.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
 impl Args {
-    pub fn run(self, _config: &std::path::Path) -> anyhow::Result<std::process::ExitCode> {
-        todo!()
+    pub fn run(self, config: &Path) -> anyhow::Result<ExitCode> {
+        let config = Config::load(config)?;
+        logging::init(&config.log)?;
+        // rustls has no provider of its own choice; another part may have installed the same one already.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        // One thread for all requests: a second would cost a wake-up per request, more than it brings.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS)
+            .build()
+            .context("cannot start the runtime")?;
+        let result = runtime.block_on(serve(Arc::new(config)));
+        runtime.shutdown_timeout(LEAVE_BEHIND);
+        result.map(|()| ExitCode::SUCCESS)
+    }
+}
+
+async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
+    let mut signals = Signals::listen().context("cannot listen for signals")?;
+    info!(version = VERSION, "starting");
+    durable::create_directory(&config.state_directory)?;
+    let spawner = Spawner::new(OWN_PROGRAM.into())?;
+    let engine = Engine::new(config.clone(), spawner);
+    let audit = Audit::open(&config.state_directory).context("the audit log cannot be used")?;
+    // Bound early: a wrong address or key shows before anything is loaded, and callers queue meanwhile.
+    let doors = Doors::bind(&config).await?;
+    let started = tokio::select! {
+        started = fleet::start(config.clone(), engine.clone(), audit) => started?,
+        signal = signals.stop() => {
+            info!(signal, "stopped while starting");
+            engine.shutdown().await;
+            return Ok(());
+        }
+    };
+    let doors = doors.open(config.clone(), engine.clone());
+    tell_systemd(NotifyState::Ready);
+    info!(models = engine.models().len(), "serving");
+
+    tokio::select! {
+        signal = signals.stop() => info!(signal, "stopping"),
+        () = watchdog::feed(engine.clone(), config.unix.path.clone()) => {}
+    }
+    tell_systemd(NotifyState::Stopping);
+    let stopping = async {
+        doors.close().await;
+        started.stop().await;
+        engine.shutdown().await;
+    };
+    tokio::select! {
+        () = stopping => info!("stopped"),
+        signal = signals.stop() => warn!(signal, "told twice: stopped without waiting for requests"),
+    }
+    Ok(())
+}
+
+/// Outside of systemd there is nobody to tell, which is no error.
+fn tell_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!(%error, "systemd cannot be told");
     }
 }
