@@ -27,7 +27,7 @@ test:
 	@tests/check.sh
 
 bench:
-	@tests/setup.sh
+	@tests/setup.sh --tests
 	cargo build --release --locked --workspace --bins
 	cargo run --release --locked --quiet --package edgeward-tests --bin bench
 

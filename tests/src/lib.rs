@@ -13,9 +13,11 @@ pub mod fleet;
 pub mod http;
 pub mod load;
 pub mod package;
+pub mod plugin;
 pub mod process;
 pub mod publisher;
 pub mod relay;
+pub mod python;
 pub mod wait;
 
 pub use broker::BrokerKind;

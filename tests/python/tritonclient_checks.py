@@ -1,0 +1,258 @@
+"""Asks a running agent everything that a user of the tritonclient package would, over TLS with a bearer token.
+
+usage: tritonclient_checks.py --url HOST:PORT --ca CA.pem --token TOKEN --package DIRECTORY [--package …]
+
+Each package directory (manifest.json and golden.json) is a model that the agent serves; its golden vectors are
+the expected answers. Prints a line per check and exits with 1 if one failed.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import traceback
+
+import gevent.ssl
+import numpy as np
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+NUMPY = {"FP32": np.float32, "INT8": np.int8, "UINT8": np.uint8, "INT32": np.int32, "BOOL": np.bool_}
+
+
+class Model:
+    """A package, read as a client would see it."""
+
+    def __init__(self, directory):
+        manifest = json.loads((directory / "manifest.json").read_text())
+        golden = json.loads((directory / "golden.json").read_text())
+        self.name, self.version = manifest["model"], manifest["version"]
+        signature = manifest["signatures"][0]
+        self.inputs, self.outputs = signature["inputs"], signature["outputs"]
+        self.vectors = golden["vectors"]
+        quantized = self.outputs[0]["datatype"] != "FP32"
+        self.tolerance = 1 if quantized else 1e-5
+
+    def input(self, vector, binary):
+        spec = self.inputs[0]
+        values = array(vector["inputs"][spec["name"]], spec)
+        tensor = triton.InferInput(spec["name"], list(values.shape), spec["datatype"])
+        tensor.set_data_from_numpy(values, binary_data=binary)
+        return [tensor]
+
+    def wish(self, binary):
+        return [triton.InferRequestedOutput(self.outputs[0]["name"], binary_data=binary)]
+
+    def check(self, result, vector):
+        spec = self.outputs[0]
+        answer, expected = result.as_numpy(spec["name"]), array(vector["outputs"][spec["name"]], spec)
+        assert answer is not None, f"no output {spec['name']} in {result.get_response()}"
+        assert answer.dtype == expected.dtype, f"{answer.dtype} instead of {expected.dtype}"
+        assert answer.shape == expected.shape, f"{answer.shape} instead of {expected.shape}"
+        difference = np.abs(answer.astype(np.float64) - expected.astype(np.float64)).max()
+        limit = self.tolerance * max(1, np.abs(expected.astype(np.float64)).max() if self.tolerance < 1 else 1)
+        assert difference <= limit, f"differs by {difference}"
+
+
+def array(tensor, spec):
+    return np.array(tensor["data"]).reshape(tensor["shape"]).astype(NUMPY[spec["datatype"]])
+
+
+def client(options, token=None):
+    made = triton.InferenceServerClient(
+        url=options.url,
+        ssl=True,
+        ssl_options={"ca_certs": options.ca},
+        ssl_context_factory=gevent.ssl.create_default_context,
+        concurrency=4,
+        network_timeout=30,
+        connection_timeout=30,
+    )
+    return made, {"Authorization": f"Bearer {options.token if token is None else token}"}
+
+
+def refused(status, call):
+    """`call` must raise the client's own error with this HTTP status; returns the server's text."""
+    try:
+        call()
+    except InferenceServerException as error:
+        assert str(status) in str(error.status()), f"status {error.status()} instead of {status}: {error.message()}"
+        assert error.message(), "a refusal without a reason"
+        return error.message()
+    raise AssertionError(f"was answered, not refused with {status}")
+
+
+CHECKS = []
+
+
+def check(function):
+    CHECKS.append(function)
+    return function
+
+
+@check
+def server_is_live_and_ready(server, headers, _options, _models):
+    assert server.is_server_live(headers=headers)
+    assert server.is_server_ready(headers=headers)
+
+
+@check
+def server_metadata_names_the_binary_extension(server, headers, _options, _models):
+    metadata = server.get_server_metadata(headers=headers)
+    assert metadata["name"] and metadata["version"], metadata
+    assert "binary_tensor_data" in metadata["extensions"], metadata
+
+
+@check
+def each_model_is_ready_by_name_and_by_version(server, headers, _options, models):
+    for model in models:
+        assert server.is_model_ready(model.name, headers=headers)
+        assert server.is_model_ready(model.name, model.version, headers=headers)
+    assert not server.is_model_ready("no-such-model", headers=headers)
+    assert not server.is_model_ready(models[0].name, "99.0.0", headers=headers)
+
+
+@check
+def model_metadata_is_that_of_the_manifest(server, headers, _options, models):
+    for model in models:
+        metadata = server.get_model_metadata(model.name, headers=headers)
+        assert metadata["name"] == model.name, metadata
+        assert model.version in metadata["versions"], metadata
+        for kind, specs in (("inputs", model.inputs), ("outputs", model.outputs)):
+            expected = [(s["name"], s["datatype"], s["shape"]) for s in specs]
+            found = [(t["name"], t["datatype"], t["shape"]) for t in metadata[kind]]
+            assert found == expected, f"{kind}: {found} instead of {expected}"
+
+
+def infer_with(input_binary, output_binary):
+    def run(server, headers, _options, models):
+        for model in models:
+            for vector in model.vectors:
+                result = server.infer(
+                    model.name,
+                    model.input(vector, input_binary),
+                    outputs=model.wish(output_binary),
+                    headers=headers,
+                )
+                model.check(result, vector)
+
+    kind = {True: "binary", False: "json"}
+    run.__name__ = f"infer_with_{kind[input_binary]}_input_and_{kind[output_binary]}_output"
+    return check(run)
+
+
+for given in (False, True):
+    for wished in (False, True):
+        infer_with(given, wished)
+
+
+@check
+def without_listed_outputs_all_are_answered(server, headers, _options, models):
+    for model in models:
+        for binary in (False, True):
+            result = server.infer(model.name, model.input(model.vectors[0], binary), headers=headers)
+            model.check(result, model.vectors[0])
+
+
+@check
+def a_request_id_is_echoed(server, headers, _options, models):
+    model = models[0]
+    given = model.input(model.vectors[0], True)
+    response = server.infer(model.name, given, request_id="bed 7 / scan 12", headers=headers).get_response()
+    assert response["id"] == "bed 7 / scan 12", response
+    assert response["model_name"] == model.name, response
+
+
+@check
+def a_version_in_the_path_is_honoured(server, headers, _options, models):
+    model = models[0]
+    given = model.input(model.vectors[0], True)
+    model.check(server.infer(model.name, given, model_version=model.version, headers=headers), model.vectors[0])
+    refused(404, lambda: server.infer(model.name, given, model_version="99.0.0", headers=headers))
+
+
+@check
+def a_batch_is_answered_row_by_row(server, headers, _options, models):
+    for model in models:
+        spec, out = model.inputs[0], model.outputs[0]
+        if spec["shape"][0] != -1:
+            continue
+        rows = [array(v["inputs"][spec["name"]], spec) for v in model.vectors]
+        expected = [v["outputs"][out["name"]] for v in model.vectors]
+        joined = np.concatenate(rows)
+        tensor = triton.InferInput(spec["name"], list(joined.shape), spec["datatype"])
+        tensor.set_data_from_numpy(joined)
+        whole = {
+            "shape": [len(rows)] + expected[0]["shape"][1:],
+            "data": [value for row in expected for value in row["data"]],
+        }
+        model.check(server.infer(model.name, [tensor], headers=headers), {"outputs": {out["name"]: whole}})
+
+
+@check
+def four_requests_at_once_are_answered(server, headers, _options, models):
+    pending = []
+    for number in range(40):
+        model = models[number % len(models)]
+        vector = model.vectors[number % len(model.vectors)]
+        pending.append((model, vector, server.async_infer(model.name, model.input(vector, True), headers=headers)))
+    for model, vector, request in pending:
+        model.check(request.get_result(), vector)
+
+
+@check
+def wrong_requests_are_refused_by_name(server, headers, _options, models):
+    model = models[0]
+    spec = model.inputs[0]
+    shape = [1 if d == -1 else d for d in spec["shape"]]
+
+    def infer(name, datatype, shape, numpy_type):
+        tensor = triton.InferInput(name, shape, datatype)
+        tensor.set_data_from_numpy(np.zeros(shape, numpy_type))
+        return lambda: server.infer(model.name, [tensor], headers=headers)
+
+    right = (spec["name"], spec["datatype"], shape, NUMPY[spec["datatype"]])
+    infer(*right)()
+    assert "nonsense" in refused(400, infer("nonsense", *right[1:]))
+    assert spec["name"] in refused(400, infer(spec["name"], "FP64", shape, np.float64))
+    assert spec["name"] in refused(400, infer(spec["name"], spec["datatype"], shape + [2], right[3]))
+    unknown = triton.InferRequestedOutput("nonsense")
+    given = model.input(model.vectors[0], True)
+    assert "nonsense" in refused(400, lambda: server.infer(model.name, given, outputs=[unknown], headers=headers))
+    assert "no-such-model" in refused(404, lambda: server.infer("no-such-model", given, headers=headers))
+
+
+@check
+def without_the_right_token_nothing_is_answered(_server, _headers, options, models):
+    server, headers = client(options, token="not-the-token")
+    model = models[0]
+    given = model.input(model.vectors[0], True)
+    refused(401, lambda: server.infer(model.name, given, headers=headers))
+    refused(401, lambda: server.infer(model.name, given))
+    server.close()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--ca", required=True)
+    parser.add_argument("--token", required=True)
+    parser.add_argument("--package", type=pathlib.Path, action="append", required=True)
+    options = parser.parse_args()
+    models = [Model(directory) for directory in options.package]
+    server, headers = client(options)
+    failed = 0
+    for function in CHECKS:
+        try:
+            function(server, headers, options, models)
+            print(f"ok      {function.__name__}")
+        except Exception:
+            failed += 1
+            print(f"FAILED  {function.__name__}\n{traceback.format_exc()}")
+    server.close()
+    print(f"{len(CHECKS) - failed} passed, {failed} failed")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
