@@ -2,9 +2,9 @@
 
 usage: bench_models.py DIRECTORY
 
-    tiny.tflite   okay_nabu of pyopen-wakeword: microseconds; 6 kB in, one number out
-    1ms.tflite    its embedding model: about a millisecond; 10 kB in
-    3mib.tflite   an average pool, made here: a 512x512 RGB picture of float32 (3 MiB) in, 48 kB out
+    tiny-1.0.0.tflite   okay_nabu of pyopen-wakeword: microseconds; 6 kB in, one number out
+    1ms-1.0.0.tflite    its embedding model: about a millisecond; 10 kB in
+    3mib-1.0.0.tflite   an average pool, made here: a 512x512 RGB picture of float32 (3 MiB) in, 48 kB out
 """
 
 import pathlib
@@ -34,9 +34,9 @@ def average_pool():
 def main(directory):
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "tiny.tflite").write_bytes((DIRECTORY / "okay_nabu.tflite").read_bytes())
-    (directory / "1ms.tflite").write_bytes((DIRECTORY / "embedding_model.tflite").read_bytes())
-    (directory / "3mib.tflite").write_bytes(graph.save(average_pool()))
+    (directory / "tiny-1.0.0.tflite").write_bytes((DIRECTORY / "okay_nabu.tflite").read_bytes())
+    (directory / "1ms-1.0.0.tflite").write_bytes((DIRECTORY / "embedding_model.tflite").read_bytes())
+    (directory / "3mib-1.0.0.tflite").write_bytes(graph.save(average_pool()))
 
 
 if __name__ == "__main__":

@@ -1,111 +1,85 @@
 //! Builds the tests' own delegate library (`tests/plugin/test_delegate.cc`), which stands for a vendor's driver.
 //!
 //! Called by scenarios that name it in a device's configuration. A library is built once per source and kept
-//! in the target directory; any number of test processes may ask for it at the same time.
+//! beside the programs; any number of test processes may ask for it at the same time.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, bail};
 use edgeward_models::Digest;
 
-/// The library that does what its options say; the source explains them.
-pub fn test_delegate() -> anyhow::Result<PathBuf> {
+use crate::{binaries, process};
+
+/// The library that does what its options say; its source explains them.
+pub fn test_delegate() -> PathBuf {
     build("libtest_delegate", &[])
 }
 
 /// The same library, but it crashes while it is being loaded.
-pub fn test_delegate_that_crashes_on_load() -> anyhow::Result<PathBuf> {
+pub fn test_delegate_that_crashes_on_load() -> PathBuf {
     build("libtest_delegate_crash_on_load", &["-DCRASH_ON_LOAD"])
 }
 
-fn build(name: &str, flags: &[&str]) -> anyhow::Result<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("plugin/test_delegate.cc");
-    let text =
-        std::fs::read(&source).with_context(|| format!("cannot read {}", source.display()))?;
-    let directory = build_directory()?;
-    std::fs::create_dir_all(&directory)?;
+fn build(name: &str, flags: &[&str]) -> PathBuf {
+    let source = binaries::root().join("tests/plugin/test_delegate.cc");
+    let text = std::fs::read(&source).expect("read the delegate's source");
+    let directory = build_directory();
+    std::fs::create_dir_all(&directory).expect("make a directory");
     let library = directory.join(format!("{name}-{}.so", &Digest::of(&text).to_hex()[..16]));
     if library.exists() {
-        return Ok(library);
+        return library;
     }
-    // Tests run side by side: each compiles under a name of its own, and the rename is atomic.
-    let temporary = directory.join(format!(".{name}-{}.so", std::process::id()));
-    let output = Command::new("c++")
-        .args([
-            "-std=c++17",
-            "-O2",
-            "-shared",
-            "-fPIC",
-            "-fvisibility=hidden",
-            "-Wall",
-            "-Wextra",
-        ])
-        .args(flags)
-        .arg("-I")
-        .arg(tflite_headers()?)
-        .arg(&source)
-        .arg("-o")
-        .arg(&temporary)
-        .output()
-        .context("cannot start c++; install the package g++")?;
-    if !output.status.success() {
-        let errors = String::from_utf8_lossy(&output.stderr);
-        bail!("{} does not compile:\n{errors}", source.display());
-    }
-    std::fs::rename(&temporary, &library)?;
-    Ok(library)
+    // Tests run side by side: each compiles into a directory of its own, and the rename is atomic.
+    let temporary = tempfile::tempdir_in(&directory).expect("make a directory");
+    let made = temporary.path().join(name);
+    let mut compiler = Command::new("c++");
+    compiler.args([
+        "-std=c++17",
+        "-O2",
+        "-shared",
+        "-fPIC",
+        "-fvisibility=hidden",
+    ]);
+    compiler.args(["-Wall", "-Wextra"]).args(flags);
+    compiler.arg("-I").arg(tflite_headers()).arg(&source);
+    process::run(compiler.arg("-o").arg(&made)).expect_success();
+    std::fs::rename(&made, &library).expect("put the library in its place");
+    library
 }
 
-/// Beside the programs: test binaries run from `target/PROFILE/deps`, others from `target/PROFILE`.
-fn build_directory() -> anyhow::Result<PathBuf> {
-    let program = std::env::current_exe().context("cannot find this program's own path")?;
-    let mut directory = program.parent().context("this program has no directory")?;
-    if directory.ends_with("deps")
-        && let Some(parent) = directory.parent()
-    {
-        directory = parent;
-    }
-    Ok(directory.join("plugin"))
+/// Beside the programs: test executables lie in `target/PROFILE/deps`.
+fn build_directory() -> PathBuf {
+    let this = std::env::current_exe().expect("path of this executable");
+    let profile = this.ancestors().nth(2).expect("a target directory");
+    profile.join("plugin")
 }
 
-/// TFLite's own headers, of the version that the agent is built for, as its bindings crate ships them.
-fn tflite_headers() -> anyhow::Result<PathBuf> {
+/// TFLite's own headers, of the version that the agent is built for: its bindings crate ships them.
+fn tflite_headers() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["metadata", "--format-version=1", "--locked", "--offline"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .context("cannot start cargo metadata")?;
-    if !output.status.success() {
-        bail!(
-            "cargo metadata failed: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    let manifest = metadata["packages"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|package| package["name"] == "edgefirst-tflite-sys")
-        .and_then(|package| package["manifest_path"].as_str())
-        .context("the workspace does not depend on edgefirst-tflite-sys")?;
-    let directory = Path::new(manifest)
-        .parent()
-        .context("a manifest has a directory")?;
-    Ok(directory.to_owned())
+    let mut command = Command::new(cargo);
+    command.args(["metadata", "--format-version=1", "--locked", "--offline"]);
+    let metadata = process::run(command.current_dir(binaries::root())).expect_success();
+    let metadata: serde_json::Value = serde_json::from_str(&metadata).expect("cargo's metadata");
+    let packages = metadata["packages"].as_array().expect("packages");
+    let bindings = packages
+        .iter()
+        .find(|p| p["name"] == "edgefirst-tflite-sys");
+    let manifest = bindings.expect("the bindings crate")["manifest_path"].as_str();
+    let directory = Path::new(manifest.expect("a path")).parent();
+    directory.expect("a directory").to_owned()
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn both_delegate_libraries_compile_and_export_the_plugin_symbols() -> anyhow::Result<()> {
-        for library in [
-            super::test_delegate()?,
-            super::test_delegate_that_crashes_on_load()?,
-        ] {
-            let bytes = std::fs::read(&library)?;
+    fn both_delegate_libraries_compile_and_export_the_plugin_symbols() {
+        let libraries = [
+            super::test_delegate(),
+            super::test_delegate_that_crashes_on_load(),
+        ];
+        for library in libraries {
+            let bytes = std::fs::read(&library).unwrap();
             for symbol in [
                 "tflite_plugin_create_delegate",
                 "tflite_plugin_destroy_delegate",
@@ -114,6 +88,5 @@ mod tests {
                 assert!(found, "{} lacks {symbol}", library.display());
             }
         }
-        Ok(())
     }
 }
