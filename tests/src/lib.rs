@@ -16,8 +16,8 @@ pub mod package;
 pub mod plugin;
 pub mod process;
 pub mod publisher;
-pub mod relay;
 pub mod python;
+pub mod relay;
 pub mod wait;
 
 pub use broker::BrokerKind;
