@@ -3,6 +3,9 @@
 //! Unknown keys are errors, units stand in the names, and every field has a default but those without a
 //! sensible one. `agent/agent.example.toml` shows all of it and is read by a test.
 
+mod check;
+mod explain;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,6 +13,9 @@ use std::time::Duration;
 
 use edgeward_models::name::DelegateName;
 use serde::Deserialize;
+
+pub use check::Problem;
+pub use explain::{Located, explain};
 
 /// Where the configuration lives when no `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/edgeward/agent.toml";
@@ -63,7 +69,7 @@ pub struct UnixDoor {
     pub group: Option<String>,
     /// Users (names or numbers) whose requests are answered. Both lists empty: whoever can open the socket.
     pub allow_users: Vec<String>,
-    /// Groups (names or numbers) whose members' requests are answered (primary group of the peer).
+    /// Groups (names or numbers) whose members' requests are answered (primary or supplementary).
     pub allow_groups: Vec<String>,
 }
 
@@ -120,6 +126,8 @@ pub struct Limits {
     pub max_connections: usize,
     /// To send a request's headers, from its first byte or the connection's start.
     pub header_timeout_ms: u64,
+    /// Between requests of one connection, and for a client to take its answer.
+    pub idle_timeout_ms: u64,
     /// To send a request's body.
     pub body_timeout_ms: u64,
     /// A request waits this long for a free slot before it is answered 429.
@@ -141,6 +149,7 @@ impl Default for Limits {
             max_header_bytes: 16 << 10,
             max_connections: 1024,
             header_timeout_ms: 10_000,
+            idle_timeout_ms: 300_000,
             body_timeout_ms: 30_000,
             queue_timeout_ms: 100,
             default_deadline_ms: 30_000,
@@ -339,7 +348,9 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
-    #[error("the configuration {path} is wrong:\n{message}")]
+    #[error(
+        "the configuration {path} is wrong (edgeward check-config shows all problems):\n{message}"
+    )]
     Parse { path: PathBuf, message: String },
 }
 
@@ -354,5 +365,65 @@ impl Config {
             path: path.to_owned(),
             message: e.to_string(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../agent.example.toml");
+
+    #[test]
+    fn the_example_shows_the_defaults() {
+        let example: Config = toml::from_str(EXAMPLE).expect("example");
+        assert_eq!(example, Config::default());
+    }
+
+    #[test]
+    fn what_the_example_comments_out_is_right_too() {
+        // A commented line that is TOML is a key or a table header; the others are sentences.
+        let is_toml = |line: &str| {
+            line.starts_with('[')
+                || line.split_once(" = ").is_some_and(|(key, _)| {
+                    key.bytes()
+                        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+                })
+        };
+        let text: String = EXAMPLE
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest) if is_toml(rest) => format!("{rest}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        let all: Config = toml::from_str(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        let fleet = Fleet {
+            broker_host: Some("broker.example.org".to_owned()),
+            broker_port: Some(8883),
+            ..Fleet::default()
+        };
+        assert_eq!(all.fleet, Some(fleet));
+        let tls = all.tls.expect("tls");
+        assert_eq!(tls.tokens[0].name, "pacs");
+        assert!(tls.client_ca.is_some() && !tls.require_both);
+        assert_eq!(all.unix.group.as_deref(), Some("edgeward-clients"));
+        let npu = &all.delegates[&"npu".parse().expect("name")];
+        assert_eq!(npu.devices, [PathBuf::from("/dev/galcore")]);
+        assert_eq!(npu.options.len(), 1);
+    }
+
+    #[test]
+    fn a_wrong_file_is_refused_with_its_line() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("agent.toml");
+        std::fs::write(&path, "[limits]\nmax_body = 5\n").expect("file");
+        let error = Config::load(&path).expect_err("unknown key").to_string();
+        assert!(
+            error.contains("line 2") && error.contains("max_body"),
+            "{error}"
+        );
+        let missing = Config::load(&directory.path().join("none")).expect_err("missing");
+        assert!(matches!(missing, ConfigError::Read { .. }));
     }
 }

@@ -1,31 +1,170 @@
-//! The doors: listeners, authentication, protocols. (Contract; bodies to be written.)
-#![allow(dead_code, unused_variables)]
-use std::sync::Arc;
+//! The doors: listeners, authentication, protocols.
+//!
+//! `commands::serve` binds the doors early (a wrong key or a socket in use stops the start before anything
+//! is loaded) and opens them when the models answer. A request passes [`accept`] (a place, a connection),
+//! [`auth`] with [`peers`] or [`tls`] (who asks), [`connection`] (limits of time), [`route`] and [`oip`]
+//! (what is asked) and then `serving`. Errors become status codes in [`error`] only.
+//!
+//! Promises: nothing listens on the network unless the configuration says so, and then only with
+//! authentication or the words that waive it; the number of connections, the size of headers and bodies and
+//! the time of each step are bounded; no tensor, token or key reaches the log.
 
+mod accept;
+mod auth;
+mod body;
+mod connection;
+pub mod error;
+mod json;
+mod numbers;
+mod oip;
+pub mod peers;
+mod pulse;
+mod route;
+pub mod tls;
+pub mod unix;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use self::connection::{Closing, Shared};
+use self::peers::Peers;
+use self::tls::Tls;
+use self::unix::SocketFile;
 use crate::config::Config;
 use crate::serving::Engine;
 
 /// Bound listeners that do not accept yet.
-pub struct Doors {}
+pub struct Doors {
+    unix: tokio::net::UnixListener,
+    file: Option<SocketFile>,
+    peers: Arc<Peers>,
+    tls: Option<(tokio::net::TcpListener, Tls)>,
+}
 
 /// The accepting tasks.
-pub struct OpenDoors {}
+pub struct OpenDoors {
+    closing: watch::Sender<Closing>,
+    loops: JoinSet<()>,
+    /// Of each door, with how many there are.
+    places: Vec<(Arc<Semaphore>, u32)>,
+    file: Option<SocketFile>,
+    drain: Duration,
+}
 
 impl Doors {
     /// Binds the Unix socket (or takes the one systemd passed) and the TLS listener if configured; reads keys.
     pub async fn bind(config: &Config) -> anyhow::Result<Self> {
-        todo!()
+        allow_descriptors(config);
+        let peers = Arc::new(Peers::new(&config.unix)?);
+        // Keys first: if they are wrong, no socket file is made.
+        let tls = match &config.tls {
+            None => None,
+            Some(door) => {
+                let keys = Tls::new(door).context("cannot open the TLS door")?;
+                if door.without_authentication.is_some() {
+                    tracing::warn!(
+                        listen = %door.listen,
+                        "the TLS door asks nobody who they are: anyone who can connect may infer"
+                    );
+                }
+                Some((tls::bind(door.listen).await?, keys))
+            }
+        };
+        let socket = unix::bind(&config.unix)?;
+        Ok(Self {
+            unix: tokio::net::UnixListener::from_std(socket.listener)?,
+            file: socket.file,
+            peers,
+            tls,
+        })
+    }
+
+    /// Where the TLS door listens.
+    pub fn tls_address(&self) -> Option<SocketAddr> {
+        self.tls.as_ref()?.0.local_addr().ok()
     }
 
     /// Starts to accept.
     pub fn open(self, config: Arc<Config>, engine: Engine) -> OpenDoors {
-        todo!()
+        let (closing, watch) = watch::channel(Closing::Open);
+        let mut loops = JoinSet::new();
+        let mut places = Vec::new();
+        // Each door has its own places: strangers on the network cannot lock local callers out.
+        let mut shared = || {
+            let count = u32::try_from(config.limits.max_connections).unwrap_or(u32::MAX);
+            let door = Arc::new(Semaphore::new(count as usize));
+            places.push((Arc::clone(&door), count));
+            Arc::new(Shared {
+                config: Arc::clone(&config),
+                engine: engine.clone(),
+                places: door,
+            })
+        };
+        tracing::info!(path = %config.unix.path.display(), "Unix socket open");
+        loops.spawn(accept::unix(self.unix, self.peers, shared(), watch.clone()));
+        if let Some((listener, tls)) = self.tls {
+            if let Ok(address) = listener.local_addr() {
+                tracing::info!(%address, "TLS door open");
+            }
+            loops.spawn(accept::tls(listener, tls, shared(), watch));
+        }
+        OpenDoors {
+            closing,
+            loops,
+            places,
+            file: self.file,
+            drain: config.limits.drain_timeout(),
+        }
     }
 }
 
 impl OpenDoors {
     /// Stops accepting, lets requests in flight finish within the drain time, closes.
-    pub async fn close(self) {
-        todo!()
+    pub async fn close(mut self) {
+        if let Some(file) = self.file.take() {
+            file.remove();
+        }
+        let _ = self.closing.send(Closing::Draining);
+        while self.loops.join_next().await.is_some() {}
+        // A connection gives its place back when it ends.
+        let all_ended = async {
+            for (places, count) in &self.places {
+                let _ = places.acquire_many(*count).await;
+            }
+        };
+        if tokio::time::timeout(self.drain, all_ended).await.is_err() {
+            tracing::warn!(after = ?self.drain, "closing connections whose requests have not finished");
+        }
+        let _ = self.closing.send(Closing::Now);
+    }
+}
+
+/// Makes room for the configured connections where the system's soft limit would not (systemd's default is
+/// 1024 soft, far more hard).
+fn allow_descriptors(config: &Config) {
+    /// Workers, model files, logs, the broker.
+    const OTHERS: u64 = 512;
+    let needed = 2 * config.limits.max_connections as u64 + OTHERS;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= needed) {
+        return;
+    }
+    let current = Some(limit.maximum.map_or(needed, |maximum| maximum.min(needed)));
+    let wanted = Rlimit {
+        current,
+        maximum: limit.maximum,
+    };
+    if setrlimit(Resource::Nofile, wanted).is_err() || current != Some(needed) {
+        tracing::warn!(
+            needed,
+            limit = current,
+            "fewer file descriptors than limits.max_connections needs: raise LimitNOFILE"
+        );
     }
 }

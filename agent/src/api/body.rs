@@ -1,0 +1,187 @@
+//! A request's body: gathered within its limits, never joined when it need not be.
+//!
+//! The frames stay as the HTTP library read them. The JSON part is joined if it crosses a frame border;
+//! tensors are copied once, from the frames into the slot. Size is checked before anything is kept: from
+//! Content-Length at once, otherwise with each frame.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::StatusCode;
+use hyper::body::{Body as _, Incoming};
+
+use super::error::ApiError;
+
+/// A body that ends early with an error is read on up to this many bytes, so that a client which writes
+/// first and reads later still gets to see the answer.
+const LINGER_BYTES: usize = 1 << 20;
+const LINGER_TIME: Duration = Duration::from_millis(500);
+
+/// A whole body.
+pub struct Body {
+    frames: Vec<Bytes>,
+    length: usize,
+}
+
+/// Reads a body of at most `limit` bytes within `time`.
+pub async fn gather(body: &mut Incoming, limit: u64, time: Duration) -> Result<Body, ApiError> {
+    let too_large = || {
+        ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the body is larger than {limit} bytes, the limit of this device"),
+        )
+    };
+    let size = body.size_hint();
+    if size.lower() > limit {
+        return Err(too_large());
+    }
+    let declared = size.exact();
+    let read = async {
+        let mut whole = Body {
+            frames: Vec::new(),
+            length: 0,
+        };
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| {
+                ApiError::invalid(format!("the body did not arrive whole: {error}"))
+            })?;
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            whole.length += data.len();
+            if whole.length as u64 > limit {
+                return Err(too_large());
+            }
+            whole.push(data);
+        }
+        Ok(whole)
+    };
+    tokio::time::timeout(time, read).await.unwrap_or_else(|_| {
+        let text = match declared {
+            Some(length) => format!("the body of {length} bytes did not arrive within {time:?}"),
+            None => format!("the body did not arrive within {time:?}"),
+        };
+        Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, text))
+    })
+}
+
+/// Reads and forgets what is left of a body after an early answer. `true`: all of it is gone, and the
+/// connection may be used again.
+pub async fn discard(body: &mut Incoming) -> bool {
+    if body.is_end_stream() {
+        return true;
+    }
+    // A client that waits for "100 Continue" must not be told to go on.
+    if body.size_hint().lower() > LINGER_BYTES as u64 {
+        return false;
+    }
+    let drain = async {
+        let mut left = LINGER_BYTES;
+        while let Some(frame) = body.frame().await {
+            let length = frame.ok()?.data_ref().map_or(0, Bytes::len);
+            left = left.checked_sub(length)?;
+        }
+        Some(())
+    };
+    matches!(tokio::time::timeout(LINGER_TIME, drain).await, Ok(Some(())))
+}
+
+impl Body {
+    fn push(&mut self, data: Bytes) {
+        /// Tiny frames (one byte per chunk) are joined, so that the list stays short.
+        const JOIN_BELOW: usize = 4096;
+        if let Some(last) = self.frames.last_mut()
+            && last.len() + data.len() <= JOIN_BELOW
+        {
+            *last = [last.as_ref(), data.as_ref()].concat().into();
+        } else if !data.is_empty() {
+            self.frames.push(data);
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// The first `length` bytes in one piece. `None`: there are fewer.
+    pub fn head(&self, length: usize) -> Option<Bytes> {
+        if length > self.length {
+            return None;
+        }
+        match self.frames.first() {
+            _ if length == 0 => Some(Bytes::new()),
+            Some(first) if first.len() >= length => Some(first.slice(..length)),
+            _ => {
+                let mut joined = vec![0; length];
+                self.copy_to(0, &mut joined).then(|| joined.into())
+            }
+        }
+    }
+
+    /// Copies the bytes from `offset` on into all of `out`. `false`: there are too few.
+    pub fn copy_to(&self, mut offset: usize, out: &mut [u8]) -> bool {
+        if offset
+            .checked_add(out.len())
+            .is_none_or(|end| end > self.length)
+        {
+            return false;
+        }
+        let mut written = 0;
+        for frame in &self.frames {
+            if written == out.len() {
+                break;
+            }
+            if offset >= frame.len() {
+                offset -= frame.len();
+                continue;
+            }
+            let part = &frame[offset..];
+            let count = part.len().min(out.len() - written);
+            out[written..written + count].copy_from_slice(&part[..count]);
+            written += count;
+            offset = 0;
+        }
+        written == out.len()
+    }
+
+    #[cfg(test)]
+    pub fn of(frames: &[&[u8]]) -> Self {
+        let mut body = Self {
+            frames: Vec::new(),
+            length: 0,
+        };
+        for frame in frames {
+            body.length += frame.len();
+            body.push(Bytes::copy_from_slice(frame));
+        }
+        body
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_part_of_any_frames_is_the_part_of_the_whole(
+            frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..5000), 0..6),
+            offset in 0usize..30_000,
+            length in 0usize..30_000,
+        ) {
+            let whole = frames.concat();
+            let body = Body::of(&frames.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            prop_assert_eq!(body.len(), whole.len());
+            let expected = whole.get(offset..offset + length);
+            let mut out = vec![0; length];
+            prop_assert_eq!(body.copy_to(offset, &mut out), expected.is_some());
+            if let Some(expected) = expected {
+                prop_assert_eq!(&out, expected);
+            }
+            let head = body.head(length);
+            prop_assert_eq!(head.as_deref(), whole.get(..length));
+        }
+    }
+}

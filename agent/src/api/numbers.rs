@@ -1,0 +1,646 @@
+//! Tensor data as JSON: text into a slot's memory, a slot's memory into text.
+//!
+//! [`read`] parses `data` (flat or nested, row-major) straight into the bytes that the model will read: no
+//! list of numbers is built in between. It is strict JSON, refuses what the datatype cannot hold and never
+//! writes outside `out`. Errors name the element by its index and never repeat a value: values are the
+//! caller's data and errors are logged.
+//!
+//! [`write`] gives the shortest text that reads back as the same number. JSON has no word for NaN and
+//! infinities, so such an output is an error here ([`NotFinite`]); the binary form can carry it.
+
+use edgeward_models::manifest::Datatype;
+
+/// The deepest nesting of `data`: twice what any shape has.
+const MAX_DEPTH: usize = 16;
+
+/// What is wrong with `data`. `element` counts from 0 in row-major order.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DataError {
+    #[error("element {element} is not {expected}")]
+    Element {
+        element: usize,
+        expected: &'static str,
+    },
+    #[error("element {element} is outside the range of {datatype}")]
+    Range {
+        element: usize,
+        datatype: &'static str,
+    },
+    #[error("data has {found} elements, the shape needs {expected}")]
+    TooFew { found: usize, expected: usize },
+    #[error("data has more elements than the {expected} of the shape")]
+    TooMany { expected: usize },
+    #[error("data is not a JSON array of values: {what} after element {element}")]
+    Form { element: usize, what: &'static str },
+    #[error("data is nested deeper than {MAX_DEPTH}")]
+    Depth,
+    #[error("{0} has no JSON form here: send it as binary data")]
+    NoJsonForm(&'static str),
+}
+
+/// An output value that JSON cannot write.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("element {element} is not a finite number")]
+pub struct NotFinite {
+    pub element: usize,
+}
+
+/// Parses a whole JSON array into `out`, which the array must fill exactly. On an error `out` holds garbage.
+pub fn read(datatype: Datatype, text: &[u8], out: &mut [u8]) -> Result<(), DataError> {
+    macro_rules! integers {
+        ($type:ty) => {
+            elements(text, out, |text, at| {
+                let (negative, magnitude, end) = integer(text, at)?;
+                let value = if negative {
+                    0i128 - i128::from(magnitude)
+                } else {
+                    i128::from(magnitude)
+                };
+                let value = <$type>::try_from(value).map_err(|_| Wrong::Range)?;
+                Ok((value.to_le_bytes(), end))
+            })
+        };
+    }
+    let result = match datatype {
+        Datatype::Bool => elements(text, out, boolean),
+        Datatype::Uint8 => integers!(u8),
+        Datatype::Uint16 => integers!(u16),
+        Datatype::Uint32 => integers!(u32),
+        Datatype::Uint64 => integers!(u64),
+        Datatype::Int8 => integers!(i8),
+        Datatype::Int16 => integers!(i16),
+        Datatype::Int32 => integers!(i32),
+        Datatype::Int64 => integers!(i64),
+        Datatype::Fp32 => elements(text, out, |text, at| {
+            let (value, end) = float32(text, at)?;
+            Ok((value.to_le_bytes(), end))
+        }),
+        Datatype::Fp64 => elements(text, out, |text, at| {
+            let (value, end) = float64(text, at)?;
+            Ok((value.to_le_bytes(), end))
+        }),
+        Datatype::Fp16 | Datatype::Bytes => {
+            return Err(DataError::NoJsonForm(datatype.name()));
+        }
+    };
+    result.map_err(|failure| match failure {
+        Failure::Data(error) => error,
+        Failure::Element(element, Wrong::Form) => DataError::Element {
+            element,
+            expected: match datatype {
+                Datatype::Bool => "true or false",
+                Datatype::Fp32 | Datatype::Fp64 => "a number",
+                _ => "an integer",
+            },
+        },
+        Failure::Element(element, Wrong::Range) => DataError::Range {
+            element,
+            datatype: datatype.name(),
+        },
+    })
+}
+
+enum Wrong {
+    Form,
+    Range,
+}
+
+enum Failure {
+    Element(usize, Wrong),
+    Data(DataError),
+}
+
+/// Walks the array; `element` parses one value at an offset and says where it ends.
+#[inline(always)]
+fn elements<const N: usize>(
+    text: &[u8],
+    out: &mut [u8],
+    element: impl Fn(&[u8], usize) -> Result<([u8; N], usize), Wrong>,
+) -> Result<(), Failure> {
+    let expected = out.len() / N;
+    let mut places = out.chunks_exact_mut(N);
+    let mut count = 0;
+    let mut depth = 0usize;
+    let mut at = 0;
+    let form = |element, what| Failure::Data(DataError::Form { element, what });
+    loop {
+        at = skip_space(text, at);
+        let closing_empty = match text.get(at) {
+            Some(b'[') => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return Err(Failure::Data(DataError::Depth));
+                }
+                at = skip_space(text, at + 1);
+                // `[]` is an array without elements; any other value is read by the next turn.
+                if text.get(at) != Some(&b']') {
+                    continue;
+                }
+                true
+            }
+            Some(_) if depth > 0 => false,
+            Some(_) => return Err(form(count, "no array begins")),
+            None => return Err(form(count, "the text ends")),
+        };
+        if !closing_empty {
+            let (bytes, end) = element(text, at).map_err(|wrong| Failure::Element(count, wrong))?;
+            let Some(place) = places.next() else {
+                return Err(Failure::Data(DataError::TooMany { expected }));
+            };
+            place.copy_from_slice(&bytes);
+            count += 1;
+            at = end;
+        }
+        loop {
+            at = skip_space(text, at);
+            match text.get(at) {
+                Some(b',') => {
+                    at += 1;
+                    break;
+                }
+                Some(b']') => {
+                    depth -= 1;
+                    at += 1;
+                    if depth == 0 {
+                        if skip_space(text, at) != text.len() {
+                            return Err(form(count, "something follows the array"));
+                        }
+                        if count < expected {
+                            return Err(Failure::Data(DataError::TooFew {
+                                found: count,
+                                expected,
+                            }));
+                        }
+                        return Ok(());
+                    }
+                }
+                Some(_) => return Err(form(count, "no comma or bracket stands")),
+                None => return Err(form(count, "the text ends")),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn skip_space(text: &[u8], mut at: usize) -> usize {
+    while let Some(b' ' | b'\n' | b'\r' | b'\t') = text.get(at) {
+        at += 1;
+    }
+    at
+}
+
+fn boolean(text: &[u8], at: usize) -> Result<([u8; 1], usize), Wrong> {
+    let rest = text.get(at..).unwrap_or_default();
+    if rest.starts_with(b"true") {
+        Ok(([1], at + 4))
+    } else if rest.starts_with(b"false") {
+        Ok(([0], at + 5))
+    } else {
+        Err(Wrong::Form)
+    }
+}
+
+/// A JSON number without fraction and exponent: sign, magnitude, end.
+#[inline]
+fn integer(text: &[u8], start: usize) -> Result<(bool, u64, usize), Wrong> {
+    let negative = text.get(start) == Some(&b'-');
+    let first = start + usize::from(negative);
+    let mut at = first;
+    let mut magnitude = 0u64;
+    while let Some(digit) = digit(text, at) {
+        magnitude = magnitude
+            .checked_mul(10)
+            .and_then(|m| m.checked_add(digit))
+            .ok_or(Wrong::Range)?;
+        at += 1;
+    }
+    let leading_zero = at - first > 1 && text[first] == b'0';
+    if at == first || leading_zero || matches!(text.get(at), Some(b'.' | b'e' | b'E')) {
+        return Err(Wrong::Form);
+    }
+    Ok((negative, magnitude, at))
+}
+
+#[inline(always)]
+fn digit(text: &[u8], at: usize) -> Option<u64> {
+    let value = text.get(at)?.wrapping_sub(b'0');
+    (value < 10).then_some(u64::from(value))
+}
+
+/// ± `mantissa` · 10^`exponent`, as it stands in the text.
+struct Decimal {
+    negative: bool,
+    mantissa: u64,
+    exponent: i32,
+    /// More digits than `mantissa` holds, or an absurd exponent: only the text is exact.
+    inexact: bool,
+    end: usize,
+}
+
+/// Reads one JSON number (RFC 8259, section 6).
+#[inline(always)]
+fn decimal(text: &[u8], start: usize) -> Result<Decimal, Wrong> {
+    let negative = text.get(start) == Some(&b'-');
+    let first = start + usize::from(negative);
+    let mut at = first;
+    let mut mantissa = 0u64;
+    while let Some(digit) = digit(text, at) {
+        mantissa = mantissa.wrapping_mul(10).wrapping_add(digit);
+        at += 1;
+    }
+    let mut digits = at - first;
+    if digits == 0 || (digits > 1 && text[first] == b'0') {
+        return Err(Wrong::Form);
+    }
+    let mut exponent = 0i32;
+    if text.get(at) == Some(&b'.') {
+        at += 1;
+        let fraction = at;
+        while let Some(digit) = digit(text, at) {
+            mantissa = mantissa.wrapping_mul(10).wrapping_add(digit);
+            at += 1;
+        }
+        let places = at - fraction;
+        if places == 0 {
+            return Err(Wrong::Form);
+        }
+        digits += places;
+        exponent = i32::try_from(places).map_or(i32::MIN, |p| -p);
+    }
+    let mut inexact = digits > 19;
+    if let Some(b'e' | b'E') = text.get(at) {
+        at += 1;
+        let minus = text.get(at) == Some(&b'-');
+        at += usize::from(minus || text.get(at) == Some(&b'+'));
+        let exponent_digits = at;
+        let mut written = 0i32;
+        while let Some(digit) = digit(text, at) {
+            // Past 100,000 the value is 0 or infinite whatever the digits before were, or there are so many
+            // of those that the text decides.
+            if written > 100_000 {
+                inexact = true;
+            } else {
+                written = written * 10 + digit as i32;
+            }
+            at += 1;
+        }
+        if at == exponent_digits {
+            return Err(Wrong::Form);
+        }
+        exponent = exponent.saturating_add(if minus { -written } else { written });
+    }
+    Ok(Decimal {
+        negative,
+        mantissa,
+        exponent,
+        inexact,
+        end: at,
+    })
+}
+
+/// Powers of ten that a double holds exactly.
+const POWERS: [f64; 23] = [
+    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16,
+    1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
+];
+
+/// `mantissa` · 10^`exponent` with at most two roundings, where `POWERS` reaches.
+#[inline(always)]
+fn scaled(mantissa: u64, exponent: i32) -> Option<f64> {
+    let power = *POWERS.get(exponent.unsigned_abs() as usize)?;
+    Some(if exponent < 0 {
+        mantissa as f64 / power
+    } else {
+        mantissa as f64 * power
+    })
+}
+
+/// The nearest FP32, halves to even, like the standard library's parser but several times faster.
+#[inline(always)]
+fn float32(text: &[u8], start: usize) -> Result<(f32, usize), Wrong> {
+    let decimal = decimal(text, start)?;
+    if !decimal.inexact
+        && let Some(value) = scaled(decimal.mantissa, decimal.exponent)
+    {
+        // `value` has a relative error below 2^-52 (two roundings of 2^-53 each), so at most 2 units of a
+        // double's last place. Rounding it to FP32 is right unless it lies that close to the middle between
+        // two FP32: there, and where FP32 has fewer bits (subnormals) or ends, the exact parser decides.
+        const MIDDLE: u64 = 1 << 28;
+        let low = value.to_bits() & ((1 << 29) - 1);
+        let safe = low.abs_diff(MIDDLE) > 4;
+        let normal = (f64::from(f32::MIN_POSITIVE)..1e38).contains(&value);
+        if (safe && normal) || value == 0.0 {
+            let value = value as f32;
+            return Ok((if decimal.negative { -value } else { value }, decimal.end));
+        }
+    }
+    let value: f32 = exact(text, start, decimal.end)?;
+    if value.is_finite() {
+        Ok((value, decimal.end))
+    } else {
+        Err(Wrong::Range)
+    }
+}
+
+#[inline(always)]
+fn float64(text: &[u8], start: usize) -> Result<(f64, usize), Wrong> {
+    let decimal = decimal(text, start)?;
+    // A mantissa of 53 bits and an exact power: one rounding, hence the nearest double.
+    if !decimal.inexact
+        && decimal.mantissa <= 1 << 53
+        && let Some(value) = scaled(decimal.mantissa, decimal.exponent)
+    {
+        return Ok((if decimal.negative { -value } else { value }, decimal.end));
+    }
+    let value: f64 = exact(text, start, decimal.end)?;
+    if value.is_finite() {
+        Ok((value, decimal.end))
+    } else {
+        Err(Wrong::Range)
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn exact<T: std::str::FromStr>(text: &[u8], start: usize, end: usize) -> Result<T, Wrong> {
+    std::str::from_utf8(&text[start..end])
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .ok_or(Wrong::Form)
+}
+
+/// Writes a tensor's values as one flat JSON array.
+pub fn write(datatype: Datatype, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), NotFinite> {
+    macro_rules! values {
+        ($type:ty, $text:expr) => {
+            for (element, value) in bytes.chunks_exact(size_of::<$type>()).enumerate() {
+                if element > 0 {
+                    out.push(b',');
+                }
+                let mut fixed = [0; size_of::<$type>()];
+                fixed.copy_from_slice(value);
+                let value = <$type>::from_le_bytes(fixed);
+                let write: fn($type, &mut Vec<u8>) -> bool = $text;
+                if !write(value, out) {
+                    return Err(NotFinite { element });
+                }
+            }
+        };
+    }
+    macro_rules! floats {
+        ($type:ty) => {
+            values!($type, |value, out| value.is_finite() && text(&value, out))
+        };
+    }
+    macro_rules! integers {
+        ($type:ty) => {
+            values!($type, |value, out| text(&value, out))
+        };
+    }
+    out.push(b'[');
+    match datatype {
+        Datatype::Bool => values!(u8, |value, out| text(&(value != 0), out)),
+        Datatype::Uint8 => integers!(u8),
+        Datatype::Uint16 => integers!(u16),
+        Datatype::Uint32 => integers!(u32),
+        Datatype::Uint64 => integers!(u64),
+        Datatype::Int8 => integers!(i8),
+        Datatype::Int16 => integers!(i16),
+        Datatype::Int32 => integers!(i32),
+        Datatype::Int64 => integers!(i64),
+        Datatype::Fp32 => floats!(f32),
+        Datatype::Fp64 => floats!(f64),
+        // Refused before a model runs; an empty array could only mislead.
+        Datatype::Fp16 | Datatype::Bytes => return Err(NotFinite { element: 0 }),
+    }
+    out.push(b']');
+    Ok(())
+}
+
+fn text(value: &impl serde::Serialize, out: &mut Vec<u8>) -> bool {
+    serde_json::to_writer(out, value).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read_f32(text: &str, count: usize) -> Result<Vec<f32>, DataError> {
+        let mut out = vec![0; count * 4];
+        read(Datatype::Fp32, text.as_bytes(), &mut out)?;
+        Ok(out
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().expect("four")))
+            .collect())
+    }
+
+    fn read_one(datatype: Datatype, text: &str) -> Result<Vec<u8>, DataError> {
+        let mut out = vec![0; datatype.size().unwrap_or(1)];
+        read(datatype, format!("[{text}]").as_bytes(), &mut out).map(|()| out)
+    }
+
+    #[test]
+    fn flat_and_nested_data_mean_the_same() {
+        let flat = read_f32("[1, 2.5,-3e2 , 0]", 4).expect("flat");
+        let nested = read_f32("[[1,2.5],\n[-3E+2,0.0]]", 4).expect("nested");
+        assert_eq!(flat, [1.0, 2.5, -300.0, 0.0]);
+        assert_eq!(flat, nested);
+    }
+
+    #[test]
+    fn what_is_not_a_json_number_is_refused_by_its_place() {
+        for wrong in [
+            "01", "+1", "1.", ".5", "1e", "NaN", "Infinity", "\"1\"", "null", "true", "0x1", "--1",
+            "1.e3", "-", "1_0", "é",
+        ] {
+            let error = read_f32(&format!("[7,{wrong}]"), 2).expect_err(wrong);
+            assert!(
+                matches!(
+                    error,
+                    DataError::Element { element: 1, .. } | DataError::Form { element: 2, .. }
+                ),
+                "{wrong}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_array_must_be_whole_and_of_the_right_length() {
+        for wrong in [
+            "", "[", "[1", "[1,", "[1,2", "[1,2]]", "[1,2],", "[,1]", "[1,,2]", "[1,]", "1",
+            "[1 2]",
+        ] {
+            assert!(read_f32(wrong, 2).is_err(), "{wrong:?} was taken");
+        }
+        assert_eq!(
+            read_f32("[1]", 2),
+            Err(DataError::TooFew {
+                found: 1,
+                expected: 2
+            })
+        );
+        assert_eq!(
+            read_f32("[1,2,3]", 2),
+            Err(DataError::TooMany { expected: 2 })
+        );
+        assert_eq!(read_f32("[[],[1,2],[]]", 2), Ok(vec![1.0, 2.0]));
+        assert_eq!(read_f32(&"[".repeat(100_000), 2), Err(DataError::Depth));
+    }
+
+    #[test]
+    fn integers_are_whole_and_in_range() {
+        assert_eq!(read_one(Datatype::Int8, "-128"), Ok(vec![0x80]));
+        assert_eq!(read_one(Datatype::Int8, "-0"), Ok(vec![0]));
+        assert_eq!(
+            read_one(Datatype::Uint64, "18446744073709551615"),
+            Ok(vec![0xff; 8])
+        );
+        assert_eq!(
+            read_one(Datatype::Int64, "-9223372036854775808"),
+            Ok(vec![0, 0, 0, 0, 0, 0, 0, 0x80])
+        );
+        for (datatype, text) in [
+            (Datatype::Int8, "128"),
+            (Datatype::Int8, "-129"),
+            (Datatype::Uint8, "-1"),
+            (Datatype::Uint8, "256"),
+            (Datatype::Uint64, "18446744073709551616"),
+            (Datatype::Int64, "9223372036854775808"),
+            (Datatype::Int64, "99999999999999999999999999"),
+            (Datatype::Fp32, "1e39"),
+            (Datatype::Fp32, "-3.5e38"),
+            (Datatype::Fp64, "1e309"),
+            (Datatype::Fp64, "1e999999999999"),
+        ] {
+            assert!(
+                matches!(
+                    read_one(datatype, text),
+                    Err(DataError::Range { element: 0, .. })
+                ),
+                "{text} was taken as {datatype:?}"
+            );
+        }
+        for text in ["1.0", "1e2", "true", "01"] {
+            assert!(read_one(Datatype::Int32, text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn booleans_are_words_and_strings_have_no_place() {
+        assert_eq!(read_one(Datatype::Bool, "true"), Ok(vec![1]));
+        assert_eq!(read_one(Datatype::Bool, "false"), Ok(vec![0]));
+        assert!(read_one(Datatype::Bool, "1").is_err());
+        assert_eq!(
+            read_one(Datatype::Fp16, "1"),
+            Err(DataError::NoJsonForm("FP16"))
+        );
+        assert!(read_one(Datatype::Bytes, "\"a\"").is_err());
+    }
+
+    #[test]
+    fn outputs_are_written_shortest_and_non_finite_ones_are_not_written() {
+        let mut out = Vec::new();
+        let bytes: Vec<u8> = [0.1f32, 1.0, -2.5e-30]
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect();
+        write(Datatype::Fp32, &bytes, &mut out).expect("finite");
+        assert_eq!(String::from_utf8(out).expect("text"), "[0.1,1.0,-2.5e-30]");
+        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let bytes: Vec<u8> = [0f32, wrong].iter().flat_map(|v| v.to_le_bytes()).collect();
+            assert_eq!(
+                write(Datatype::Fp32, &bytes, &mut Vec::new()),
+                Err(NotFinite { element: 1 })
+            );
+        }
+    }
+
+    #[test]
+    fn halfway_cases_round_like_the_standard_library() {
+        for text in [
+            "16777217",
+            "16777219",
+            "1.00000005960464477539",
+            "1.000000059604644775390625",
+            "1.000000059604644775390624",
+            "1.000000178813934326171875",
+            "3.4028235e38",
+            "3.4028235677973366e38",
+            "1.1754943e-38",
+            "1e-45",
+            "7e-46",
+            "1.401298464324817e-45",
+            "0.9364840984344482",
+            "9007199254740993",
+            "0.000000000000000000000000000000000000011754944",
+        ] {
+            let standard: Result<f32, _> = text.parse();
+            let ours = read_f32(&format!("[{text}]"), 1);
+            match standard {
+                Ok(value) if value.is_finite() => {
+                    assert_eq!(ours.expect(text)[0].to_bits(), value.to_bits(), "{text}");
+                }
+                _ => assert!(ours.is_err(), "{text}"),
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn every_decimal_reads_like_the_standard_library(text in "-?(0|[1-9][0-9]{0,20})(\\.[0-9]{1,22})?([eE][+-]?[0-9]{1,2})?") {
+            let array = format!("[{text}]");
+            let standard: f32 = text.parse().expect("a number");
+            match read_f32(&array, 1) {
+                Ok(ours) => prop_assert_eq!(ours[0].to_bits(), standard.to_bits(), "{}", text),
+                Err(_) => prop_assert!(standard.is_infinite(), "{} was refused", text),
+            }
+            let standard: f64 = text.parse().expect("a number");
+            let mut out = [0; 8];
+            read(Datatype::Fp64, array.as_bytes(), &mut out).expect("in range");
+            prop_assert_eq!(u64::from_le_bytes(out), standard.to_bits(), "{}", text);
+        }
+
+        #[test]
+        fn every_float_comes_back_as_it_was(bits in any::<u32>(), wide in any::<u64>()) {
+            let value = f32::from_bits(bits);
+            let mut text = Vec::new();
+            if write(Datatype::Fp32, &value.to_le_bytes(), &mut text).is_ok() {
+                let mut out = [0; 4];
+                read(Datatype::Fp32, &text, &mut out).expect("own text");
+                prop_assert_eq!(u32::from_le_bytes(out), bits);
+                // Python writes an FP32 as the double of the same value.
+                let widened = format!("[{}]", f64::from(value));
+                read(Datatype::Fp32, widened.as_bytes(), &mut out).expect("widened");
+                prop_assert_eq!(u32::from_le_bytes(out), bits);
+            } else {
+                prop_assert!(!value.is_finite());
+            }
+            let mut text = Vec::new();
+            if write(Datatype::Fp64, &wide.to_le_bytes(), &mut text).is_ok() {
+                let mut out = [0; 8];
+                read(Datatype::Fp64, &text, &mut out).expect("own text");
+                prop_assert_eq!(u64::from_le_bytes(out), wide);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_taken_or_refused_in_peace(text in proptest::collection::vec(any::<u8>(), 0..200), count in 0usize..8) {
+            for datatype in [Datatype::Bool, Datatype::Int8, Datatype::Uint64, Datatype::Fp32, Datatype::Fp64, Datatype::Bytes] {
+                let mut out = vec![0; count * datatype.size().unwrap_or(1)];
+                let _ = read(datatype, &text, &mut out);
+            }
+        }
+
+        #[test]
+        fn what_is_taken_is_json(text in "[\\[\\], 0-9.eE+-]{0,24}") {
+            let mut out = [0; 8];
+            if read(Datatype::Fp32, text.as_bytes(), &mut out).is_ok() {
+                let value: Result<serde_json::Value, _> = serde_json::from_str(&text);
+                prop_assert!(value.is_ok(), "{} is not JSON", text);
+            }
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! What the server and its models say about themselves, and whether they are ready.
+
+use bytes::Bytes;
+use edgeward_models::Manifest;
+use edgeward_models::manifest::TensorSpec;
+use http_body_util::Full;
+use hyper::Response;
+use hyper::StatusCode;
+use hyper::header::{self, HeaderValue};
+use serde_json::{Value, json};
+
+use crate::api::error::ApiError;
+use crate::serving::{Engine, Served, ServedModel};
+
+pub type Answered = Result<Response<Full<Bytes>>, ApiError>;
+
+/// A JSON answer.
+pub fn json(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(value.to_string())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    response
+}
+
+pub fn server() -> Answered {
+    Ok(json(
+        StatusCode::OK,
+        &json!({
+            "name": "edgeward",
+            "version": crate::VERSION,
+            "extensions": ["binary_tensor_data", "parameters"],
+        }),
+    ))
+}
+
+pub fn live() -> Answered {
+    Ok(json(StatusCode::OK, &json!({ "live": true })))
+}
+
+pub fn ready(engine: &Engine) -> Answered {
+    let unready: Vec<String> = engine
+        .models()
+        .iter()
+        .filter(|m| !m.ready)
+        .map(why)
+        .collect();
+    if unready.is_empty() {
+        return Ok(json(StatusCode::OK, &json!({ "ready": true })));
+    }
+    Ok(json(
+        StatusCode::SERVICE_UNAVAILABLE,
+        &json!({ "ready": false, "error": unready.join("; ") }),
+    ))
+}
+
+fn why(model: &ServedModel) -> String {
+    format!(
+        "model {} is not ready: {}",
+        model.model,
+        model.reason.as_deref().unwrap_or("it does not answer now")
+    )
+}
+
+pub fn models(engine: &Engine) -> Answered {
+    let names: Vec<String> = engine
+        .models()
+        .iter()
+        .map(|m| m.model.to_string())
+        .collect();
+    Ok(json(StatusCode::OK, &json!({ "models": names })))
+}
+
+pub fn model(served: &Served) -> Answered {
+    Ok(json(StatusCode::OK, &describe(served.manifest())))
+}
+
+fn describe(manifest: &Manifest) -> Value {
+    let signature = manifest.default_signature();
+    let mut properties = serde_json::Map::new();
+    properties.insert("release".to_owned(), manifest.release.to_string().into());
+    properties.insert("signature_name".to_owned(), signature.name.clone().into());
+    if let Some(licence) = &manifest.licence {
+        properties.insert("licence".to_owned(), licence.clone().into());
+    }
+    json!({
+        "name": manifest.model.as_str(),
+        "versions": [manifest.version.to_string()],
+        "platform": "tensorflow_lite",
+        "inputs": tensors(&signature.inputs),
+        "outputs": tensors(&signature.outputs),
+        "properties": properties,
+    })
+}
+
+fn tensors(specs: &[TensorSpec]) -> Vec<Value> {
+    specs
+        .iter()
+        .map(|spec| {
+            json!({
+                "name": spec.name,
+                "datatype": spec.datatype.name(),
+                "shape": spec.shape,
+            })
+        })
+        .collect()
+}
+
+pub fn model_ready(engine: &Engine, served: &Served) -> Answered {
+    let manifest = served.manifest();
+    let name = manifest.model.as_str();
+    if served.ready() {
+        return Ok(json(
+            StatusCode::OK,
+            &json!({ "name": name, "ready": true }),
+        ));
+    }
+    let reason = engine
+        .models()
+        .iter()
+        .find(|m| m.model == manifest.model)
+        .map_or_else(|| format!("model {name} is not ready"), why);
+    Ok(json(
+        StatusCode::SERVICE_UNAVAILABLE,
+        &json!({ "name": name, "ready": false, "error": reason }),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_described_in_the_protocols_words() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../models/samples/digits-1.0.0/manifest.json"
+        );
+        let manifest = Manifest::parse(&std::fs::read(path).expect("sample")).expect("manifest");
+        let description = describe(&manifest);
+        assert_eq!(description["name"], "digits");
+        assert_eq!(description["versions"], json!(["1.0.0"]));
+        assert_eq!(
+            description["inputs"],
+            json!([{"name": "image", "datatype": "FP32", "shape": [-1, 8, 8, 1]}])
+        );
+    }
+}

@@ -1,0 +1,20 @@
+//! The Open Inference Protocol (v2) over HTTP: what clients of Triton, KServe and the like speak.
+//!
+//! | path | answer |
+//! |---|---|
+//! | GET `/v2` | name, version, extensions |
+//! | GET `/v2/health/live` | 200 `{"live":true}`: the process answers requests |
+//! | GET `/v2/health/ready` | 200 `{"ready":true}`: every model that this device should serve is loaded and answers (a device that has none yet is ready); otherwise 503 and why |
+//! | GET `/v2/models` | the names of the served models |
+//! | GET `/v2/models/M[/versions/V]` | versions, inputs, outputs |
+//! | GET `/v2/models/M[/versions/V]/ready` | 200: this version is loaded, its worker lives and answers; 503 otherwise |
+//! | POST `/v2/models/M[/versions/V]/infer` | the answer ([`infer`]) |
+//!
+//! `V` is the semantic version or the release number. Loading another model or version changes none of the
+//! three health answers; a worker that died makes its model and the device not ready until it is back.
+//! Extensions: `binary_tensor_data` and `parameters`.
+
+pub mod infer;
+pub mod metadata;
+pub mod reply;
+pub mod request;
