@@ -1,0 +1,181 @@
+//! The fleet's certificate authority: who may connect to the broker, under which name.
+//!
+//! Used by `init` (operator and broker certificates) and `device enroll`. Of a device's request only the
+//! public key is taken, after its self-signature was verified: subject, names, usages and lifetime are
+//! decided here, whatever the request asks for. The private key of a device is never seen.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, bail};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ParsedPublicKey};
+use edgeward_models::name::{DeviceId, FleetName};
+use jiff::civil::Date;
+use jiff::{Timestamp, ToSpan, tz::TimeZone};
+use rand::Rng;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
+};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer;
+
+/// The operator's common name. No device can have it: a device id holds no capital letter.
+pub const OPERATOR: &str = "Operator";
+/// A certificate request larger than this many bytes is refused unread.
+pub const MAX_REQUEST_BYTES: u64 = 64 * 1024;
+/// How long each certificate lasts.
+const CA_YEARS: i32 = 10;
+const OPERATOR_YEARS: i32 = 2;
+const BROKER_YEARS: i32 = 2;
+const DEVICE_YEARS: i32 = 1;
+
+/// A certificate with its private key, both PEM.
+#[derive(Clone)]
+pub struct Identity {
+    pub certificate: String,
+    pub key: String,
+}
+
+/// The authority with its private key.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// Makes a new authority; returns it as files.
+    pub fn generate(fleet: &FleetName) -> Result<Identity> {
+        let key = KeyPair::generate().context("cannot make the authority's key")?;
+        let mut params = params(&format!("Edgeward fleet {fleet}"), CA_YEARS)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params
+            .self_signed(&key)
+            .context("cannot sign the authority's certificate")?;
+        Ok(Identity {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        })
+    }
+
+    pub fn from_pem(certificate: &str, key: &str) -> Result<Self> {
+        let key = KeyPair::from_pem(key).context("cannot read the authority's key")?;
+        let issuer = Issuer::from_ca_cert_pem(certificate, key)
+            .context("cannot read the authority's certificate")?;
+        Ok(Self { issuer })
+    }
+
+    /// The certificate that fleetctl shows the broker.
+    pub fn operator(&self) -> Result<Identity> {
+        let mut params = params(OPERATOR, OPERATOR_YEARS)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.identity(params)
+    }
+
+    /// A certificate for a broker reachable under `hosts` (names or addresses).
+    pub fn broker(&self, hosts: &[String]) -> Result<Identity> {
+        let first = hosts
+            .first()
+            .context("a broker certificate needs at least one host")?;
+        let mut params = params(first, BROKER_YEARS)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        for host in hosts {
+            params.subject_alt_names.push(match host.parse::<IpAddr>() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => {
+                    SanType::DnsName(host.as_str().try_into().with_context(|| {
+                        format!("{host:?} is neither a host name nor an address")
+                    })?)
+                }
+            });
+        }
+        self.identity(params)
+    }
+
+    /// Certifies the key of a device's request (PEM) under `device`. Nothing else of the request is used.
+    pub fn device(&self, request: &str, device: &DeviceId) -> Result<String> {
+        let key = requested_key(request)?;
+        let mut params = params(device.as_str(), DEVICE_YEARS)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .with_context(|| format!("cannot certify device {device}"))?;
+        Ok(certificate.pem())
+    }
+
+    fn identity(&self, params: CertificateParams) -> Result<Identity> {
+        let key = KeyPair::generate().context("cannot make a key")?;
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .context("cannot sign a certificate")?;
+        Ok(Identity {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        })
+    }
+}
+
+/// A leaf's parameters. There is no organisation in the subject: rumqttd takes one for a tenant's name.
+fn params(common_name: &str, years: i32) -> Result<CertificateParams> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, common_name);
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    let mut serial: [u8; 16] = rand::rng().random();
+    // A serial is a positive number (RFC 5280, 4.1.2.2), and ours never begins with a zero byte.
+    serial[0] = serial[0] & 0x7f | 0x40;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
+    // From yesterday: a device's clock may be a little behind.
+    let (year, month, day) = ymd(today.saturating_sub(1.day()))?;
+    params.not_before = rcgen::date_time_ymd(year, month, day);
+    let (year, month, day) = ymd(today.saturating_add(years.years()))?;
+    params.not_after = rcgen::date_time_ymd(year, month, day);
+    Ok(params)
+}
+
+fn ymd(date: Date) -> Result<(i32, u8, u8)> {
+    let part = |value: i8| u8::try_from(value).context("the clock is wrong");
+    Ok((date.year().into(), part(date.month())?, part(date.day())?))
+}
+
+/// The public key of a certificate request, once its self-signature proved that the requester holds the
+/// private one. Only P-256 keys: devices sign their statuses with it.
+fn requested_key(pem: &str) -> Result<SubjectPublicKeyInfo> {
+    let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes())
+        .map_err(|_| anyhow::anyhow!("the file holds no PEM certificate request"))?;
+    if !matches!(
+        block.label.as_str(),
+        "CERTIFICATE REQUEST" | "NEW CERTIFICATE REQUEST"
+    ) {
+        bail!(
+            "the file holds a {:?}, not a certificate request",
+            block.label
+        );
+    }
+    let (rest, request) = X509CertificationRequest::from_der(&block.contents)
+        .map_err(|_| anyhow::anyhow!("the certificate request cannot be read"))?;
+    if !rest.is_empty() {
+        bail!("the certificate request has trailing bytes");
+    }
+    let info = &request.certification_request_info;
+    let public_key = info.subject_pki.raw;
+    let key = ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, public_key).map_err(|_| {
+        anyhow::anyhow!(
+            "the request's key is not an ECDSA P-256 key, as `edgeward enroll` makes them"
+        )
+    })?;
+    key.verify_sig(info.raw, &request.signature_value.data).map_err(|_| {
+        anyhow::anyhow!(
+            "the request is not signed with its own key: it was changed on its way, or its sender does \
+             not hold that key"
+        )
+    })?;
+    SubjectPublicKeyInfo::from_der(public_key).context("the request's key cannot be read")
+}
+
+#[cfg(test)]
+mod tests;

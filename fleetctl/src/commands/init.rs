@@ -1,0 +1,172 @@
+//! `fleetctl init`: a new fleet.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use edgeward_models::durable::{self, Access};
+use edgeward_models::fleet::enrolment::BrokerAddress;
+use edgeward_models::name::FleetName;
+use edgeward_models::sign::{KeyRing, Repository};
+use jiff::Timestamp;
+
+use crate::authority::{Authority, Identity, OPERATOR};
+use crate::home::{FleetFile, Home, parse_broker};
+use crate::printer::Printer;
+
+/// Make a new fleet: signing keys, certificate authority, operator's certificate, empty repository
+///
+/// All of it is made in the operator's home. Keep that directory: whoever has its keys can tell every
+/// device of the fleet what to run, and without them nobody can.
+///
+/// The broker must speak MQTT 5 (or 3.1.1) over TLS. With --broker-certificate the fleet's own authority
+/// certifies it, and a configuration for mosquitto is written beside the certificate and printed: client
+/// certificates required, and an access list in which a device can write nothing but its own topics.
+///
+///   fleetctl init hospital --broker broker.example.org:8883
+///   fleetctl init trial --broker localhost:8883 --broker-certificate localhost,127.0.0.1
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    /// The fleet's name; it is part of every topic and cannot be changed later
+    name: FleetName,
+    /// Where the broker listens
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_broker)]
+    broker: BrokerAddress,
+    /// Also certify a broker under these names and addresses
+    #[arg(long, value_name = "HOST", value_delimiter = ',')]
+    broker_certificate: Vec<String>,
+}
+
+impl Args {
+    pub fn run(self, home: &Path, printer: &Printer) -> Result<ExitCode> {
+        Home::prepare(home)?;
+        let now = Timestamp::now();
+        let ca = Authority::generate(&self.name)?;
+        let authority = Authority::from_pem(&ca.certificate, &ca.key)?;
+        write_identity(&home.join("ca"), ["ca.pem", "ca.key"], &ca)?;
+        write_identity(
+            &home.join("ca"),
+            ["operator.pem", "operator.key"],
+            &authority.operator()?,
+        )?;
+        let keys = KeyRing::generate(&home.join("keys"))?;
+        Repository::create(&home.join("repository"), &keys, now)?;
+        // Last: a home with a fleet file is whole.
+        let fleet = FleetFile {
+            fleet: self.name.clone(),
+            broker: self.broker,
+        };
+        let made = Home::create(home, fleet)?;
+        printer.note(&format!(
+            "fleet {} is made in {}",
+            self.name,
+            home.display()
+        ));
+        printer.note(&format!(
+            "keep {} safe and offline where you can: those keys are the fleet",
+            made.keys_directory().display()
+        ));
+        if !self.broker_certificate.is_empty() {
+            certify_broker(&made, &self.broker_certificate, printer)?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The broker's certificate and private key, in the broker's directory.
+pub const BROKER_FILES: [&str; 2] = ["certificate.pem", "private-key.pem"];
+
+fn write_identity(directory: &Path, names: [&str; 2], identity: &Identity) -> Result<[PathBuf; 2]> {
+    let [certificate, key] = names.map(|name| directory.join(name));
+    durable::write(&key, identity.key.as_bytes(), Access::Owner)?;
+    durable::write(
+        &certificate,
+        identity.certificate.as_bytes(),
+        Access::Anyone,
+    )?;
+    Ok([certificate, key])
+}
+
+/// Certifies a broker and writes what mosquitto needs beside the certificate; prints its configuration.
+pub fn certify_broker(home: &Home, hosts: &[String], printer: &Printer) -> Result<()> {
+    let directory = home.broker_directory();
+    durable::create_directory(&directory)?;
+    let identity = home.authority()?.broker(hosts)?;
+    let [certificate, key] = write_identity(&directory, BROKER_FILES, &identity)?;
+    let ca = directory.join("ca.pem");
+    durable::write(&ca, home.ca_certificate()?.as_bytes(), Access::Anyone)?;
+    let acl = directory.join("acl");
+    durable::write(&acl, mosquitto_acl(home.fleet()).as_bytes(), Access::Anyone)?;
+    let configuration = mosquitto_configuration(home.broker().port, &ca, &certificate, &key, &acl);
+    let path = directory.join("mosquitto.conf");
+    durable::write(&path, configuration.as_bytes(), Access::Anyone)?;
+    printer.note(&format!(
+        "the broker {} is certified; {} holds all that it needs. Its private key there is readable by you \
+         only: give it to the broker's user",
+        hosts.join(", "),
+        directory.display()
+    ));
+    printer.note(&format!(
+        "a configuration for mosquitto is in {}:",
+        path.display()
+    ));
+    printer.data(&configuration)
+}
+
+fn mosquitto_configuration(
+    port: u16,
+    ca: &Path,
+    certificate: &Path,
+    key: &Path,
+    acl: &Path,
+) -> String {
+    format!(
+        "\
+# mosquitto for an Edgeward fleet. Every client shows a certificate of the fleet's authority; its common
+# name is its user name and its client id, so that nobody can take over another's connection.
+listener {port}
+cafile {ca}
+certfile {certificate}
+keyfile {key}
+require_certificate true
+use_identity_as_username true
+use_username_as_clientid true
+allow_anonymous false
+acl_file {acl}
+
+# Without this a fetch takes up to a hundred times as long.
+set_tcp_nodelay true
+# Statuses are the largest messages; chunks are at most 60 KiB.
+max_packet_size 270336
+max_inflight_bytes 524288
+# A broker without persistence forgets everything at a restart; `fleetctl sync` brings it back.
+persistence true
+persistent_client_expiration 14d
+",
+        ca = ca.display(),
+        certificate = certificate.display(),
+        key = key.display(),
+        acl = acl.display(),
+    )
+}
+
+/// Who may do what. Signatures, not this list, are what devices and fleetctl believe; it keeps rogue
+/// clients from wasting everybody's time.
+fn mosquitto_acl(fleet: &FleetName) -> String {
+    let base = format!("edgeward/v1/{fleet}");
+    format!(
+        "\
+# The operator. No device can be called so: device ids have no capital letters.
+user {OPERATOR}
+topic readwrite {base}/repo/#
+topic read {base}/device/#
+
+# Devices (%u is the common name of the certificate): they read the repository and speak for themselves.
+pattern read {base}/repo/#
+pattern readwrite {base}/device/%u/online
+pattern readwrite {base}/device/%u/status
+pattern write {base}/device/%u/telemetry
+"
+    )
+}

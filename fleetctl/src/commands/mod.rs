@@ -1,0 +1,130 @@
+//! The verbs, one file each.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use crate::home::Home;
+use crate::printer::Printer;
+
+#[cfg(feature = "broker")]
+mod broker;
+mod device;
+mod export;
+mod group;
+mod init;
+mod package;
+mod push;
+mod refresh;
+mod rollback;
+mod rollout;
+mod status;
+mod sync;
+
+/// The operator's tool for an Edgeward fleet.
+///
+/// fleetctl signs TensorFlow Lite model versions, pushes them to groups of devices over an MQTT broker, and
+/// shows what each device made of them. Everything that a device obeys is signed with the keys in the
+/// operator's home; the broker only carries it.
+///
+/// A first fleet:
+///
+///   fleetctl init hospital --broker broker.example.org:8883
+///   fleetctl device enroll ct-1.csr.pem --id ct-1 --group radiology --out ct-1.bundle.json
+///   fleetctl push digits-1.0.0.tflite --group radiology
+///   fleetctl status
+///
+/// Results go to standard output, everything else to standard error. Exit status: 0 done; 1 the fleet said
+/// no; 2 the fleet could not be asked.
+#[derive(Debug, Parser)]
+#[command(name = "fleetctl", version, verbatim_doc_comment, max_term_width = 100)]
+pub struct Cli {
+    /// The operator's directory: keys, authority, repository [default: ~/.config/fleetctl]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "FLEETCTL_HOME",
+        hide_env_values = true,
+        global = true
+    )]
+    home: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Init(init::Args),
+    #[command(subcommand)]
+    Device(device::Verb),
+    #[command(subcommand)]
+    Group(group::Verb),
+    Package(package::Args),
+    Push(push::Args),
+    Rollback(rollback::Args),
+    Status(status::Args),
+    Sync(sync::Args),
+    Refresh(refresh::Args),
+    Export(export::Args),
+    #[cfg(feature = "broker")]
+    Broker(broker::Args),
+}
+
+impl Cli {
+    pub async fn run(self, printer: &Printer) -> Result<ExitCode> {
+        let home = self
+            .home
+            .or_else(Home::default_directory)
+            .context("there is no home directory; name one with --home")?;
+        match self.verb {
+            Verb::Init(args) => args.run(&home, printer),
+            Verb::Device(verb) => verb.run(&home, printer).await,
+            Verb::Group(verb) => verb.run(&home, printer).await,
+            Verb::Package(args) => args.run(printer),
+            Verb::Push(args) => args.run(&home, printer).await,
+            Verb::Rollback(args) => args.run(&home, printer).await,
+            Verb::Status(args) => args.run(&home, printer).await,
+            Verb::Sync(args) => args.run(&home, printer).await,
+            Verb::Refresh(args) => args.run(&home, printer).await,
+            Verb::Export(args) => args.run(&home, printer),
+            #[cfg(feature = "broker")]
+            Verb::Broker(args) => args.run(&home, printer).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_verb_has_a_manual() {
+        Cli::command().debug_assert();
+        let mut command = Cli::command();
+        command.build();
+        for verb in command.get_subcommands().filter(|v| v.get_name() != "help") {
+            let leaves: Vec<_> = verb
+                .get_subcommands()
+                .filter(|v| v.get_name() != "help")
+                .collect();
+            for leaf in if leaves.is_empty() {
+                vec![verb]
+            } else {
+                leaves
+            } {
+                let about = leaf
+                    .get_long_about()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                assert!(
+                    about.contains("  fleetctl "),
+                    "{} shows no example",
+                    leaf.get_name()
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! `fleetctl push`: a model version for a group.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use edgeward_models::Manifest;
+use edgeward_models::name::{GroupName, ModelName, Version};
+use edgeward_models::package::{Package, TfliteOptions};
+use edgeward_models::sign::Repository;
+
+use super::rollout::{self, Pace};
+use crate::operator::Operator;
+use crate::printer::Printer;
+
+/// Sign a model version and have a group run it
+///
+/// PATH is a .tflite file or a package directory (see `fleetctl package`). The version is signed, carried
+/// to the broker, and each device of the group fetches, verifies and proves it before it serves it; until
+/// then, and if anything is wrong with the new version, the device serves what it has. fleetctl watches
+/// until every device has said what it made of it.
+///
+/// A version is immutable: another file under a pushed name and version is refused. Pushing the same
+/// version again with a larger --percent widens its rollout; otherwise it is tried anew.
+///
+/// Exit status: 0 every device serves the version; 1 a device refused it; 2 a device was silent, or the
+/// broker could not be asked.
+///
+///   fleetctl push digits-2.0.0.tflite --group radiology
+///   fleetctl push ./digits-package --group radiology --percent 10 --jitter 600
+///   fleetctl push net.tflite --name digits --version 2.0.0 --group radiology --no-wait
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    /// A .tflite file, best named NAME-VERSION.tflite, or a package directory
+    path: PathBuf,
+    /// The group that is to run it
+    #[arg(long)]
+    group: GroupName,
+    /// The model's name, if a .tflite file's name does not say it
+    #[arg(long)]
+    name: Option<ModelName>,
+    /// The version, if a .tflite file's name does not say it
+    #[arg(long)]
+    version: Option<Version>,
+    #[command(flatten)]
+    pace: Pace,
+    #[command(flatten)]
+    waiting: rollout::Waiting,
+}
+
+impl Args {
+    pub async fn run(self, home: &Path, printer: &Printer) -> Result<ExitCode> {
+        let operator = Operator::open(home, printer)?;
+        let package = self.package()?;
+        for doubt in package.doubts() {
+            printer.warn(&doubt);
+        }
+        let mut repository = operator.home.repository()?;
+        let standing = match self.waiting.offline {
+            true => None,
+            false => Some(operator.standing(&repository).await?),
+        };
+        let manifest = stage(&mut repository, &package)?;
+        let before = repository.desired(&self.group)?;
+        let desired = rollout::wish(
+            before,
+            &self.group,
+            &manifest.model,
+            (&manifest.version, manifest.release),
+            &self.pace,
+        )?;
+        rollout::carry_out(
+            &operator,
+            repository,
+            desired,
+            &manifest.model,
+            standing,
+            &self.waiting,
+        )
+        .await
+    }
+
+    fn package(&self) -> Result<Package> {
+        if self.path.is_dir() {
+            let package = Package::open(&self.path)?;
+            let manifest = package.manifest();
+            if self
+                .name
+                .as_ref()
+                .is_some_and(|name| *name != manifest.model)
+                || self
+                    .version
+                    .as_ref()
+                    .is_some_and(|version| *version != manifest.version)
+            {
+                bail!(
+                    "the manifest in {} says {} {}; change it there rather than by --name or --version",
+                    self.path.display(),
+                    manifest.model,
+                    manifest.version
+                );
+            }
+            return Ok(package);
+        }
+        let options = TfliteOptions {
+            model: self.name.clone(),
+            version: self.version.clone(),
+            ..TfliteOptions::default()
+        };
+        Ok(Package::from_tflite(&self.path, options)?)
+    }
+}
+
+/// Adds the version to the repository, unless it is there; returns its manifest as signed.
+fn stage(repository: &mut Repository, package: &Package) -> Result<Manifest> {
+    let mut manifest = package.manifest().clone();
+    if let Some(signed) = repository.manifest(&manifest.model, &manifest.version)? {
+        manifest.release = signed.release;
+        if manifest != signed {
+            bail!(
+                "{} {} was pushed with other content, and versions are immutable; give this one a new version",
+                manifest.model,
+                manifest.version
+            );
+        }
+        return Ok(signed);
+    }
+    manifest.release = repository.next_release(&manifest.model)?;
+    repository
+        .add_version(&manifest, package.files())
+        .with_context(|| format!("cannot add {} {}", manifest.model, manifest.version))?;
+    Ok(manifest)
+}

@@ -1,0 +1,340 @@
+//! What `push` and `rollback` share: the new desired state of a group, its publication and its outcome.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use edgeward_models::fleet::rollout::{DesiredState, FORMAT, Wish};
+use edgeward_models::name::{DeviceId, GroupName, ModelName, RolloutId, Version};
+use edgeward_models::sign::Repository;
+use jiff::Timestamp;
+use rand::Rng;
+use serde::Serialize;
+
+use crate::carrier::Standing;
+use crate::devices::Device;
+use crate::operator::Operator;
+use crate::printer::table;
+use crate::watch::{self, Outcome, Wanted, Watch};
+use crate::{FAILED, REFUSED};
+
+/// How fast a group moves.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Pace {
+    /// The share of the group that may move now
+    #[arg(long, value_name = "P", default_value_t = 100, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub percent: u8,
+    /// Devices begin within this time, each at its own moment, to spare the broker
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub jitter: u32,
+    /// How long a device watches the new version before the previous one may be let go
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub soak: u32,
+}
+
+/// Whether and how long to wait for the devices.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Waiting {
+    /// Do not wait for the devices
+    #[arg(long)]
+    pub no_wait: bool,
+    /// How long to wait for the devices, the jitter not counted
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub timeout: u64,
+    /// Change and sign the repository only; publish later with `fleetctl sync` or carry it with
+    /// `fleetctl export`
+    #[arg(long)]
+    pub offline: bool,
+    /// Write the outcome as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The desired state that follows `before` when the group is to run this version.
+pub fn wish(
+    before: Option<DesiredState>,
+    group: &GroupName,
+    model: &ModelName,
+    (version, release): (&Version, u64),
+    pace: &Pace,
+) -> Result<DesiredState> {
+    let mut desired = before.unwrap_or_else(|| DesiredState {
+        format: FORMAT,
+        group: group.clone(),
+        sequence: 0,
+        models: BTreeMap::new(),
+    });
+    desired.sequence += 1;
+    let current = desired.models.get(model);
+    let same = current.filter(|wish| wish.version == *version && wish.release == release);
+    let rollout = match same {
+        // A device's place in the waves hangs on the rollout: a wider wave must keep it.
+        Some(wish) if wish.percent < pace.percent => wish.rollout.clone(),
+        _ => new_rollout(desired.sequence)?,
+    };
+    let previous = match same {
+        Some(wish) => wish.previous.clone(),
+        None => current.map(|wish| wish.version.clone()),
+    };
+    let wish = Wish {
+        version: version.clone(),
+        release,
+        rollout,
+        previous,
+        percent: pace.percent,
+        jitter_seconds: pace.jitter,
+        soak_seconds: pace.soak,
+    };
+    desired.models.insert(model.clone(), wish);
+    Ok(desired)
+}
+
+fn new_rollout(sequence: u64) -> Result<RolloutId> {
+    let random: u32 = rand::rng().random();
+    format!("r{sequence}-{random:08x}")
+        .parse()
+        .context("cannot name the rollout")
+}
+
+/// What is said in the end.
+#[derive(Serialize)]
+struct Summary<'a> {
+    group: &'a GroupName,
+    model: &'a ModelName,
+    version: &'a Version,
+    release: u64,
+    sequence: u64,
+    rollout: &'a RolloutId,
+    devices: Vec<Row<'a>>,
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    device: &'a DeviceId,
+    #[serde(flatten)]
+    outcome: &'a Outcome,
+}
+
+/// Signs and publishes a desired state, then follows it on the devices. `standing` absent: offline.
+pub async fn carry_out(
+    operator: &Operator,
+    mut repository: Repository,
+    desired: DesiredState,
+    model: &ModelName,
+    standing: Option<Standing>,
+    waiting: &Waiting,
+) -> Result<ExitCode> {
+    let wish = desired
+        .models
+        .get(model)
+        .context("the desired state does not name the model")?;
+    repository.set_desired(&desired)?;
+    let publication = repository.commit(&operator.home.keys()?, Timestamp::now())?;
+    let what = format!(
+        "{model} {} (release {}) for group {}",
+        wish.version, wish.release, desired.group
+    );
+    let mut outcomes = Vec::new();
+    match standing {
+        None => operator.printer.note(&format!(
+            "{what} is signed; publish it with `fleetctl sync` or carry it with `fleetctl export`"
+        )),
+        Some(standing) => {
+            operator
+                .publish(&repository, &publication, standing)
+                .await?;
+            operator.printer.note(&format!("{what} is published"));
+            let (devices, later) = concerned(operator, &repository, &desired.group, wish)?;
+            if later > 0 {
+                operator.printer.note(&format!(
+                    "{later} more devices of the group wait for a --percent larger than {}",
+                    wish.percent
+                ));
+            }
+            // Others may use the repository while this one waits.
+            drop(repository);
+            if devices.is_empty() {
+                operator.printer.note(&format!(
+                    "no device of group {} is to move now",
+                    desired.group
+                ));
+            } else if !waiting.no_wait {
+                let wanted = Wanted {
+                    group: desired.group.clone(),
+                    sequence: desired.sequence,
+                    model: model.clone(),
+                    version: wish.version.clone(),
+                    release: wish.release,
+                };
+                let time = Duration::from_secs(waiting.timeout + u64::from(wish.jitter_seconds));
+                outcomes = watch::follow(operator, Watch::new(wanted, devices), time)
+                    .await?
+                    .outcomes();
+            }
+        }
+    }
+    if waiting.json {
+        operator.printer.json(&Summary {
+            group: &desired.group,
+            model,
+            version: &wish.version,
+            release: wish.release,
+            sequence: desired.sequence,
+            rollout: &wish.rollout,
+            devices: outcomes
+                .iter()
+                .map(|(device, outcome)| Row { device, outcome })
+                .collect(),
+        })?;
+    } else if !outcomes.is_empty() {
+        operator
+            .printer
+            .data(&describe(model, &wish.version, &outcomes))?;
+    }
+    Ok(exit_code(&outcomes))
+}
+
+/// The devices of the group that may move now, and how many more there are.
+fn concerned(
+    operator: &Operator,
+    repository: &Repository,
+    group: &GroupName,
+    wish: &Wish,
+) -> Result<(Vec<Device>, usize)> {
+    let members: Vec<_> = repository
+        .membership()?
+        .into_iter()
+        .filter_map(|(device, groups)| groups.contains(group).then_some(device))
+        .collect();
+    let registry = operator.home.devices();
+    let mut devices = Vec::new();
+    for id in members.iter().filter(|id| wish.includes(id)) {
+        match registry.get(id)? {
+            Some(device) => devices.push(device),
+            None => operator.printer.warn(&format!(
+                "device {id} is in the group and its certificate is not in this home: nothing it says can be believed"
+            )),
+        }
+    }
+    let later = members.iter().filter(|id| !wish.includes(id)).count();
+    Ok((devices, later))
+}
+
+fn describe(model: &ModelName, version: &Version, outcomes: &[(DeviceId, Outcome)]) -> String {
+    let rows: Vec<_> = outcomes
+        .iter()
+        .map(|(device, outcome)| {
+            let (word, text) = match outcome {
+                Outcome::Active { delegate } => {
+                    ("active", format!("{model} {version} on {delegate}"))
+                }
+                Outcome::Refused { reason } => ("refused", reason.clone()),
+                Outcome::Silent { reason } => ("silent", reason.clone()),
+            };
+            vec![device.to_string(), word.to_owned(), text]
+        })
+        .collect();
+    table(&rows)
+}
+
+/// 0: every device serves it; 1: one said no; 2: one did not say.
+fn exit_code(outcomes: &[(DeviceId, Outcome)]) -> ExitCode {
+    let any = |kind: fn(&Outcome) -> bool| outcomes.iter().any(|(_, outcome)| kind(outcome));
+    if any(|o| matches!(o, Outcome::Refused { .. })) {
+        ExitCode::from(REFUSED)
+    } else if any(|o| matches!(o, Outcome::Silent { .. })) {
+        ExitCode::from(FAILED)
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pace(percent: u8) -> Pace {
+        Pace {
+            percent,
+            jitter: 0,
+            soak: 60,
+        }
+    }
+
+    fn push(before: Option<DesiredState>, version: u64, percent: u8) -> DesiredState {
+        let version = Version::new(version, 0, 0);
+        let release = version.semver().major;
+        let group = "radiology".parse().expect("name");
+        let model = "digits".parse().expect("name");
+        wish(before, &group, &model, (&version, release), &pace(percent)).expect("wish")
+    }
+
+    fn only(desired: &DesiredState) -> &Wish {
+        desired.models.values().next().expect("one model")
+    }
+
+    #[test]
+    fn each_push_counts_up_and_remembers_what_ran_before() {
+        let first = push(None, 1, 100);
+        assert_eq!((first.sequence, only(&first).previous.clone()), (1, None));
+        let second = push(Some(first.clone()), 2, 100);
+        assert_eq!(
+            (second.sequence, only(&second).previous.clone()),
+            (2, Some(Version::new(1, 0, 0)))
+        );
+        assert_ne!(only(&first).rollout, only(&second).rollout);
+    }
+
+    #[test]
+    fn widening_keeps_the_rollout_and_trying_again_begins_a_new_one() {
+        let tenth = push(Some(push(None, 1, 100)), 2, 10);
+        let half = push(Some(tenth.clone()), 2, 50);
+        assert_eq!(only(&tenth).rollout, only(&half).rollout);
+        assert_eq!(only(&half).previous, Some(Version::new(1, 0, 0)));
+        let again = push(Some(half.clone()), 2, 50);
+        assert_ne!(only(&half).rollout, only(&again).rollout);
+        assert_eq!(only(&again).previous, Some(Version::new(1, 0, 0)));
+    }
+
+    #[test]
+    fn outcomes_are_told_device_by_device_and_a_refusal_outweighs_silence() {
+        let outcomes = [
+            (
+                "ct-1",
+                Outcome::Active {
+                    delegate: "xnnpack (6 of 7 nodes)".to_owned(),
+                },
+            ),
+            (
+                "ct-20",
+                Outcome::Refused {
+                    reason: "golden vectors differ".to_owned(),
+                },
+            ),
+            (
+                "us-3",
+                Outcome::Silent {
+                    reason: "offline (connection lost)".to_owned(),
+                },
+            ),
+        ]
+        .map(|(id, outcome)| (id.parse().expect("name"), outcome));
+        let text = describe(
+            &"digits".parse().expect("name"),
+            &Version::new(2, 0, 0),
+            &outcomes,
+        );
+        assert_eq!(
+            text,
+            "ct-1   active   digits 2.0.0 on xnnpack (6 of 7 nodes)\n\
+             ct-20  refused  golden vectors differ\n\
+             us-3   silent   offline (connection lost)\n"
+        );
+        let code = |outcomes: &[_]| format!("{:?}", exit_code(outcomes));
+        assert_eq!(code(&outcomes[..1]), format!("{:?}", ExitCode::SUCCESS));
+        assert_eq!(code(&outcomes[..2]), format!("{:?}", ExitCode::from(1)));
+        assert_eq!(code(&outcomes), format!("{:?}", ExitCode::from(1)));
+        assert_eq!(code(&outcomes[2..]), format!("{:?}", ExitCode::from(2)));
+    }
+}

@@ -1,0 +1,103 @@
+//! The devices that this fleet has certified: one certificate file each.
+//!
+//! `device` adds and shows them; `status` and `push` take the public keys from here, so that only the
+//! device itself can speak for itself.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use edgeward_models::digest::Digest;
+use edgeward_models::durable::{self, Access};
+use edgeward_models::name::DeviceId;
+use jiff::Timestamp;
+use x509_parser::pem::parse_x509_pem;
+
+const MAX_CERTIFICATE_BYTES: u64 = 64 * 1024;
+
+/// The directory of device certificates.
+#[derive(Debug, Clone)]
+pub struct Devices {
+    directory: PathBuf,
+}
+
+/// One certified device.
+#[derive(Debug, Clone)]
+pub struct Device {
+    pub id: DeviceId,
+    /// SubjectPublicKeyInfo, DER.
+    pub public_key: Vec<u8>,
+    /// SHA-256 of the certificate (DER).
+    pub fingerprint: Digest,
+    pub not_after: Timestamp,
+}
+
+impl Devices {
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// All of them, by id.
+    pub fn all(&self) -> Result<Vec<Device>> {
+        let mut ids = Vec::new();
+        let entries = std::fs::read_dir(&self.directory)
+            .with_context(|| format!("cannot list {}", self.directory.display()))?;
+        for entry in entries {
+            let entry =
+                entry.with_context(|| format!("cannot list {}", self.directory.display()))?;
+            let name = entry.file_name();
+            // Names that are no device's (temporary files, an editor's backups) are not ours to read.
+            if let Some(id) = name
+                .to_str()
+                .and_then(|n| n.strip_suffix(".pem"))
+                .and_then(|n| n.parse().ok())
+            {
+                ids.push(id);
+            }
+        }
+        ids.sort();
+        ids.into_iter().map(|id: DeviceId| self.read(id)).collect()
+    }
+
+    pub fn get(&self, id: &DeviceId) -> Result<Option<Device>> {
+        if self.path(id).exists() {
+            self.read(id.clone()).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Keeps a device's certificate, replacing the one before.
+    pub fn put(&self, id: &DeviceId, certificate: &str) -> Result<()> {
+        Ok(durable::write(
+            &self.path(id),
+            certificate.as_bytes(),
+            Access::Anyone,
+        )?)
+    }
+
+    fn path(&self, id: &DeviceId) -> PathBuf {
+        self.directory.join(format!("{id}.pem"))
+    }
+
+    fn read(&self, id: DeviceId) -> Result<Device> {
+        let path = self.path(&id);
+        let bytes = durable::read(&path, MAX_CERTIFICATE_BYTES)?
+            .with_context(|| format!("{} is missing", path.display()))?;
+        Device::from_pem(id, &bytes).with_context(|| format!("cannot use {}", path.display()))
+    }
+}
+
+impl Device {
+    pub fn from_pem(id: DeviceId, pem: &[u8]) -> Result<Self> {
+        let unreadable = "it is not a certificate";
+        let (_, block) = parse_x509_pem(pem).ok().context(unreadable)?;
+        let certificate = block.parse_x509().ok().context(unreadable)?;
+        Ok(Self {
+            public_key: certificate.public_key().raw.to_vec(),
+            fingerprint: Digest::of(&block.contents),
+            not_after: Timestamp::from_second(certificate.validity().not_after.timestamp())
+                .context(unreadable)?,
+            id,
+        })
+    }
+}

@@ -1,0 +1,251 @@
+//! The operator's directory: fleet file, authority, keys, device certificates, repository.
+//!
+//! ```text
+//! fleet.toml     the fleet's name and its broker
+//! ca/            the fleet's certificate authority and the operator's own client certificate
+//! devices/       {id}.pem, the certificate of every enrolled device
+//! keys/          signing keys, one file per role
+//! repository/    the signed tree: the truth of which the broker is a copy
+//! broker/        the broker's certificate and configuration, when they were asked for
+//! ```
+//! Every command opens one; `init` makes it. Nothing here touches the network.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use edgeward_models::durable::{self, Access};
+use edgeward_models::fleet::enrolment::BrokerAddress;
+use edgeward_models::name::FleetName;
+use edgeward_models::sign::{KeyRing, Repository};
+use serde::{Deserialize, Serialize};
+
+use crate::authority::Authority;
+use crate::devices::Devices;
+
+/// No file of the home read whole is larger.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+/// What `fleet.toml` says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FleetFile {
+    pub fleet: FleetName,
+    pub broker: BrokerAddress,
+}
+
+/// An operator's directory that exists.
+#[derive(Debug, Clone)]
+pub struct Home {
+    directory: PathBuf,
+    fleet: FleetFile,
+}
+
+impl Home {
+    /// Where the home is when neither `--home` nor `FLEETCTL_HOME` says so.
+    pub fn default_directory() -> Option<PathBuf> {
+        let set = |name| {
+            std::env::var_os(name)
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from)
+        };
+        set("XDG_CONFIG_HOME")
+            .or_else(|| set("HOME").map(|home| home.join(".config")))
+            .map(|config| config.join("fleetctl"))
+    }
+
+    /// Makes the directory with its fleet file. What else belongs in it is `init`'s to make first: a home
+    /// with a fleet file is whole.
+    pub fn create(directory: &Path, fleet: FleetFile) -> Result<Self> {
+        let text = toml::to_string(&fleet).context("cannot write the fleet file")?;
+        durable::write(
+            &directory.join("fleet.toml"),
+            text.as_bytes(),
+            Access::Anyone,
+        )?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            fleet,
+        })
+    }
+
+    /// Makes an empty directory that only its owner can enter; refuses one that holds a fleet.
+    pub fn prepare(directory: &Path) -> Result<()> {
+        if directory.join("fleet.toml").exists() {
+            bail!(
+                "{} already holds a fleet; name another directory with --home",
+                directory.display()
+            );
+        }
+        for part in ["ca", "keys", "devices"] {
+            durable::create_directory(&directory.join(part))?;
+        }
+        for private in [
+            directory.to_owned(),
+            directory.join("ca"),
+            directory.join("keys"),
+        ] {
+            std::fs::set_permissions(&private, Permissions::from_mode(0o700))
+                .with_context(|| format!("cannot make {} private", private.display()))?;
+        }
+        Ok(())
+    }
+
+    pub fn open(directory: &Path) -> Result<Self> {
+        let path = directory.join("fleet.toml");
+        let Some(bytes) = durable::read(&path, MAX_FILE_BYTES)? else {
+            bail!(
+                "{} holds no fleet; make one with `fleetctl init NAME --broker HOST:PORT`, or name its \
+                 directory with --home",
+                directory.display()
+            );
+        };
+        let text =
+            String::from_utf8(bytes).with_context(|| format!("{} is not text", path.display()))?;
+        let fleet =
+            toml::from_str(&text).with_context(|| format!("{} is wrong", path.display()))?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            fleet,
+        })
+    }
+
+    pub fn fleet(&self) -> &FleetName {
+        &self.fleet.fleet
+    }
+
+    pub fn broker(&self) -> &BrokerAddress {
+        &self.fleet.broker
+    }
+
+    pub fn devices(&self) -> Devices {
+        Devices::new(self.directory.join("devices"))
+    }
+
+    pub fn keys(&self) -> Result<KeyRing> {
+        Ok(KeyRing::open(&self.keys_directory())?)
+    }
+
+    /// Opens the repository and holds its lock as long as it lives.
+    pub fn repository(&self) -> Result<Repository> {
+        Repository::open(&self.repository_directory())
+            .with_context(|| format!("cannot open the repository of fleet {}", self.fleet()))
+    }
+
+    pub fn authority(&self) -> Result<Authority> {
+        Authority::from_pem(
+            &self.read(&self.ca_certificate_path())?,
+            &self.read(&self.ca_key_path())?,
+        )
+    }
+
+    /// PEM: certificate and private key that fleetctl shows the broker.
+    pub fn operator_certificate(&self) -> Result<(String, String)> {
+        let ca = self.directory.join("ca");
+        Ok((
+            self.read(&ca.join("operator.pem"))?,
+            self.read(&ca.join("operator.key"))?,
+        ))
+    }
+
+    /// PEM: the authority that broker and devices are certified by.
+    pub fn ca_certificate(&self) -> Result<String> {
+        self.read(&self.ca_certificate_path())
+    }
+
+    pub fn ca_certificate_path(&self) -> PathBuf {
+        self.directory.join("ca/ca.pem")
+    }
+
+    fn ca_key_path(&self) -> PathBuf {
+        self.directory.join("ca/ca.key")
+    }
+
+    pub fn keys_directory(&self) -> PathBuf {
+        self.directory.join("keys")
+    }
+
+    pub fn repository_directory(&self) -> PathBuf {
+        self.directory.join("repository")
+    }
+
+    pub fn broker_directory(&self) -> PathBuf {
+        self.directory.join("broker")
+    }
+
+    fn read(&self, path: &Path) -> Result<String> {
+        let bytes = durable::read(path, MAX_FILE_BYTES)?
+            .with_context(|| format!("{} is missing from the fleet's directory", path.display()))?;
+        String::from_utf8(bytes).with_context(|| format!("{} is not text", path.display()))
+    }
+}
+
+/// Reads `HOST:PORT`.
+pub fn parse_broker(text: &str) -> Result<BrokerAddress, String> {
+    let wrong = || format!("{text:?} is not HOST:PORT, such as broker.example.org:8883");
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let port = port.parse().map_err(|_| wrong())?;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');
+    if host.is_empty() || port == 0 || !host.chars().all(allowed) {
+        return Err(wrong());
+    }
+    Ok(BrokerAddress {
+        host: host.to_owned(),
+        port,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_is_a_host_and_a_port() {
+        let broker = parse_broker("broker.example.org:8883").expect("address");
+        assert_eq!(
+            (broker.host.as_str(), broker.port),
+            ("broker.example.org", 8883)
+        );
+        for text in [
+            "",
+            "broker",
+            ":8883",
+            "broker:",
+            "broker:0",
+            "broker:70000",
+            "mqtt://b:1",
+            "::1:8883",
+        ] {
+            assert!(parse_broker(text).is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_home_is_private_and_never_made_twice() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let home = directory.path().join("home");
+        assert!(
+            Home::open(&home)
+                .expect_err("none")
+                .to_string()
+                .contains("fleetctl init")
+        );
+        Home::prepare(&home).expect("prepare");
+        let fleet = FleetFile {
+            fleet: "hospital".parse().expect("name"),
+            broker: parse_broker("localhost:8883").expect("address"),
+        };
+        Home::create(&home, fleet).expect("create");
+        assert!(Home::prepare(&home).is_err());
+        assert_eq!(
+            Home::open(&home).expect("open").fleet().as_str(),
+            "hospital"
+        );
+        let mode = std::fs::metadata(&home)
+            .expect("metadata")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+}

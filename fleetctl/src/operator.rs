@@ -1,0 +1,147 @@
+//! What every command that talks to the fleet needs: the home, the printer and the way to the broker.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use edgeward_models::sign::{Publication, Repository};
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::carrier::{Carrier, Standing};
+use crate::home::Home;
+use crate::link::{Link, LinkError, LinkSettings};
+use crate::printer::Printer;
+
+/// How often a broken publication is taken up again before the command gives up.
+const ATTEMPTS: u32 = 4;
+
+pub struct Operator {
+    pub home: Home,
+    pub printer: Printer,
+}
+
+impl Operator {
+    pub fn open(home: &Path, printer: &Printer) -> Result<Self> {
+        Ok(Self {
+            home: Home::open(home)?,
+            printer: printer.clone(),
+        })
+    }
+
+    fn link_settings(&self) -> Result<LinkSettings> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(self.home.ca_certificate()?.as_bytes()) {
+            let certificate = certificate.context("cannot read the fleet's CA certificate")?;
+            roots
+                .add(certificate)
+                .context("cannot use the fleet's CA certificate")?;
+        }
+        let (certificate, key) = self.home.operator_certificate()?;
+        let chain = CertificateDer::pem_slice_iter(certificate.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .context("cannot read the operator's certificate")?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
+            .context("cannot read the operator's private key")?;
+        let tls = rustls::ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .context("cannot use the operator's certificate")?;
+        let broker = self.home.broker();
+        Ok(LinkSettings {
+            host: broker.host.clone(),
+            port: broker.port,
+            tls: Arc::new(tls),
+        })
+    }
+
+    pub async fn connect(&self) -> Result<Link> {
+        Ok(Link::connect(&self.link_settings()?).await?)
+    }
+
+    pub fn carrier<'a>(&'a self, link: &'a Link) -> Carrier<'a> {
+        Carrier::new(link, self.home.fleet(), &self.printer)
+    }
+
+    /// How the broker's copy compares with the repository; an error when the repository must not be
+    /// published over it.
+    pub async fn standing(&self, repository: &Repository) -> Result<Standing> {
+        let link = self.connect().await?;
+        let standing = self.carrier(&link).standing(repository).await?;
+        link.close().await;
+        if matches!(standing, Standing::Forged) {
+            self.printer.warn(
+                "the broker held a timestamp that this fleet's key did not sign; it will be replaced. \
+                 Who may write to the broker?",
+            );
+        }
+        Ok(standing)
+    }
+
+    /// Publishes what a change needs; everything, if the broker did not hold what was before the change.
+    /// A broken connection is taken up again where it broke.
+    pub async fn publish(
+        &self,
+        repository: &Repository,
+        publication: &Publication,
+        before: Standing,
+    ) -> Result<()> {
+        let mut whole = before != Standing::Same;
+        let mut attempt = 1;
+        loop {
+            let result = self.publish_once(repository, publication, whole).await;
+            let Err(error) = result else { return Ok(()) };
+            if !is_broken_link(&error) || attempt == ATTEMPTS {
+                return Err(error.context(
+                    "the repository is changed and signed but not published; publish it with `fleetctl sync`",
+                ));
+            }
+            self.printer.note(&format!("{error:#}; trying again"));
+            tokio::time::sleep(Duration::from_millis(500) * 2u32.pow(attempt)).await;
+            attempt += 1;
+            // What had arrived when the connection broke is found there and not sent again.
+            whole = true;
+        }
+    }
+
+    /// Publishes everything that the broker does not hold. Returns how many messages were sent and how many
+    /// were there.
+    pub async fn sync(&self, repository: &Repository) -> Result<(u64, u64)> {
+        let link = self.connect().await?;
+        let carrier = self.carrier(&link);
+        let counts = carrier.sync(repository).await?;
+        carrier.read_back(repository).await?;
+        link.close().await;
+        Ok(counts)
+    }
+
+    async fn publish_once(
+        &self,
+        repository: &Repository,
+        publication: &Publication,
+        whole: bool,
+    ) -> Result<()> {
+        let link = self.connect().await?;
+        let carrier = self.carrier(&link);
+        if whole {
+            carrier.sync(repository).await?;
+        } else {
+            carrier.send(repository, publication).await?;
+        }
+        carrier.read_back(repository).await?;
+        link.close().await;
+        Ok(())
+    }
+}
+
+/// Whether an error is the connection's, so that a new connection may help.
+pub fn is_broken_link(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(
+            cause.downcast_ref(),
+            Some(LinkError::Lost(_) | LinkError::Silent { .. } | LinkError::Connect { .. })
+        )
+    })
+}

@@ -1,0 +1,393 @@
+//! Follows a rollout on the devices it concerns, until each has an outcome or the time is up.
+//!
+//! `push` and `rollback` use it. [`Watch`] holds what is known and decides; [`follow`] brings it the
+//! messages, over as many connections as it takes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Result;
+use edgeward_models::codec;
+use edgeward_models::fleet::status::{Online, Phase, Status};
+use edgeward_models::fleet::topic::Topic;
+use edgeward_models::name::{DeviceId, GroupName, ModelName, Version};
+use indicatif::ProgressBar;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::devices::Device;
+use crate::operator::{Operator, is_broken_link};
+use crate::printer::plain;
+use crate::statuses::{self, Newest};
+
+/// With more devices than this, lines that move are one bar.
+const MOST_LINES: usize = 16;
+
+/// What was asked of the group.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    pub group: GroupName,
+    pub sequence: u64,
+    pub model: ModelName,
+    pub version: Version,
+    pub release: u64,
+}
+
+/// How it ended on one device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum Outcome {
+    Active {
+        delegate: String,
+    },
+    Refused {
+        reason: String,
+    },
+    /// The time was up; what was known by then.
+    Silent {
+        reason: String,
+    },
+}
+
+struct Follower {
+    device: Device,
+    newest: Newest,
+    online: Option<Online>,
+    /// In words, for people.
+    said: Option<String>,
+    outcome: Option<Outcome>,
+    line: Option<ProgressBar>,
+}
+
+/// The devices of a rollout and how far each is.
+pub struct Watch {
+    wanted: Wanted,
+    followers: BTreeMap<DeviceId, Follower>,
+}
+
+impl Watch {
+    pub fn new(wanted: Wanted, devices: Vec<Device>) -> Self {
+        let followers = devices
+            .into_iter()
+            .map(|device| {
+                let follower = Follower {
+                    newest: Newest::default(),
+                    online: None,
+                    said: None,
+                    outcome: None,
+                    line: None,
+                    device,
+                };
+                (follower.device.id.clone(), follower)
+            })
+            .collect();
+        Self { wanted, followers }
+    }
+
+    /// Takes a status message. Returns what has changed, in words.
+    fn hear(&mut self, id: &DeviceId, message: &[u8]) -> Option<String> {
+        let follower = self.followers.get_mut(id).filter(|f| f.outcome.is_none())?;
+        let said = match statuses::read(&follower.device, message) {
+            Err(why) => format!("an unbelievable status was ignored: {}", plain(&why)),
+            Ok(status) if follower.newest.admits(&status) => {
+                follower.outcome = outcome(&self.wanted, &status);
+                progress(&self.wanted, &status)
+            }
+            Ok(_) => return None,
+        };
+        if follower.said.as_ref() == Some(&said) {
+            return None;
+        }
+        follower.said = Some(said.clone());
+        Some(said)
+    }
+
+    fn hear_online(&mut self, id: &DeviceId, message: &[u8]) {
+        if let Some(follower) = self.followers.get_mut(id)
+            && let Ok(online) = codec::decode("online", message)
+        {
+            follower.online = Some(online);
+        }
+    }
+
+    fn pending(&self) -> impl Iterator<Item = &Follower> {
+        self.followers.values().filter(|f| f.outcome.is_none())
+    }
+
+    /// Every device with its outcome; those without one are silent.
+    pub fn outcomes(self) -> Vec<(DeviceId, Outcome)> {
+        self.followers
+            .into_values()
+            .map(|follower| {
+                let outcome = follower.outcome.unwrap_or_else(|| {
+                    let presence = match follower.online {
+                        None => "never seen by this broker".to_owned(),
+                        Some(Online { online: true, .. }) => "online".to_owned(),
+                        Some(Online { reason, .. }) => format!("offline ({})", plain(&reason)),
+                    };
+                    let said = follower.said.map(|said| format!("; last said: {said}"));
+                    Outcome::Silent {
+                        reason: presence + &said.unwrap_or_default(),
+                    }
+                });
+                (follower.device.id, outcome)
+            })
+            .collect()
+    }
+}
+
+/// The outcome that a status means, if it means one.
+fn outcome(wanted: &Wanted, status: &Status) -> Option<Outcome> {
+    let model = status.models.iter().find(|m| m.model == wanted.model)?;
+    if let Some(active) = &model.active
+        && active.version == wanted.version
+        && active.release == wanted.release
+        && model.phase == Phase::Active
+    {
+        return Some(Outcome::Active {
+            delegate: format!(
+                "{} ({} of {} nodes)",
+                active.delegate, active.delegated_nodes, active.total_nodes
+            ),
+        });
+    }
+    // A refusal of an earlier wish for the same version says nothing about this one.
+    let answers_this = status
+        .groups
+        .iter()
+        .any(|g| g.group == wanted.group && g.sequence >= wanted.sequence);
+    if answers_this
+        && model.phase == Phase::Refused
+        && model.target.as_ref() == Some(&wanted.version)
+    {
+        let reason = model.reason.as_deref().or(status.last_error.as_deref());
+        return Some(Outcome::Refused {
+            reason: plain(reason.unwrap_or("it gave no reason")),
+        });
+    }
+    None
+}
+
+/// How far a device is, in words.
+fn progress(wanted: &Wanted, status: &Status) -> String {
+    let Some(model) = status.models.iter().find(|m| m.model == wanted.model) else {
+        return match &status.last_error {
+            Some(error) => plain(error),
+            None => "has not begun".to_owned(),
+        };
+    };
+    let target = model
+        .target
+        .as_ref()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let mut text = match model.phase {
+        Phase::Active => match &model.active {
+            Some(active) => format!("active {}", active.version),
+            None => "active".to_owned(),
+        },
+        Phase::Fetching { have, of } => {
+            format!(
+                "fetching {target} {} %",
+                (have.min(of) * 100).checked_div(of).unwrap_or(0)
+            )
+        }
+        phase => format!("{} {target}", phase.word()),
+    };
+    if let Some(reason) = &model.reason {
+        text.push_str(": ");
+        text.push_str(&plain(reason));
+    }
+    text
+}
+
+/// Follows until every device has an outcome or `time` is up. Broken connections are made anew.
+pub async fn follow(operator: &Operator, mut watch: Watch, time: Duration) -> Result<Watch> {
+    let until = Instant::now() + time;
+    show(operator, &mut watch);
+    let mut pause = Duration::from_millis(500);
+    while watch.pending().next().is_some() && Instant::now() < until {
+        match follow_once(operator, &mut watch, until).await {
+            Ok(()) => break,
+            Err(error) if is_broken_link(&error) => {
+                operator
+                    .printer
+                    .note(&format!("{error:#}; connecting again"));
+                tokio::time::sleep(pause.min(until.saturating_duration_since(Instant::now())))
+                    .await;
+                pause = (pause * 2).min(Duration::from_secs(10));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    for follower in watch.followers.values_mut() {
+        if let Some(line) = follower.line.take() {
+            line.finish_and_clear();
+        }
+    }
+    Ok(watch)
+}
+
+async fn follow_once(operator: &Operator, watch: &mut Watch, until: Instant) -> Result<()> {
+    let fleet = operator.home.fleet();
+    let link = operator.connect().await?;
+    let topics: Vec<_> = watch
+        .pending()
+        .flat_map(|f| {
+            [
+                Topic::Status(f.device.id.clone()),
+                Topic::Online(f.device.id.clone()),
+            ]
+        })
+        .map(|topic| topic.in_fleet(fleet))
+        .collect();
+    link.follow(&topics).await?;
+    while watch.pending().next().is_some() {
+        let news = link.news(until).await?;
+        if news.is_empty() {
+            break;
+        }
+        for (topic, message) in news {
+            match Topic::parse(fleet, &topic) {
+                Some(Topic::Online(id)) => watch.hear_online(&id, &message),
+                Some(Topic::Status(id)) => {
+                    if let Some(said) = watch.hear(&id, &message) {
+                        tell(operator, watch, &id, said);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    link.close().await;
+    Ok(())
+}
+
+fn show(operator: &Operator, watch: &mut Watch) {
+    if operator.printer.is_terminal() && watch.followers.len() <= MOST_LINES {
+        for (id, follower) in &mut watch.followers {
+            let line = operator.printer.line(id.as_str());
+            line.set_message("waiting for its word");
+            follower.line = Some(line);
+        }
+    }
+}
+
+fn tell(operator: &Operator, watch: &mut Watch, id: &DeviceId, said: String) {
+    match watch.followers.get_mut(id).and_then(|f| f.line.as_ref()) {
+        Some(line) => line.set_message(said),
+        None => operator.printer.note(&format!("{id}: {said}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::statuses::tests::{Speaker, status};
+    use edgeward_models::fleet::status::{ActiveVersion, AppliedGroup, ModelStatus};
+
+    fn wanted() -> Wanted {
+        Wanted {
+            group: "radiology".parse().expect("name"),
+            sequence: 7,
+            model: "digits".parse().expect("name"),
+            version: Version::new(2, 0, 0),
+            release: 2,
+        }
+    }
+
+    fn saying(
+        device: &DeviceId,
+        sequence: u64,
+        applied: u64,
+        version: Version,
+        phase: Phase,
+    ) -> Status {
+        let mut status = status(device, "boot", sequence);
+        status.groups = vec![AppliedGroup {
+            group: wanted().group,
+            sequence: applied,
+        }];
+        status.models = vec![ModelStatus {
+            model: wanted().model,
+            active: Some(ActiveVersion {
+                release: version.semver().major,
+                version,
+                delegate: "xnnpack".parse().expect("name"),
+                delegated_nodes: 6,
+                total_nodes: 7,
+                refused_delegates: Vec::new(),
+            }),
+            previous: None,
+            target: Some(wanted().version),
+            phase,
+            reason: None,
+        }];
+        status
+    }
+
+    #[test]
+    fn a_device_that_serves_the_version_is_active_and_says_where_it_runs() {
+        let speaker = Speaker::new("ct-1");
+        let id = speaker.device.id.clone();
+        let mut watch = Watch::new(wanted(), vec![speaker.device.clone()]);
+        let old = Version::new(1, 0, 0);
+        let fetching = Phase::Fetching { have: 50, of: 200 };
+        let said = watch.hear(&id, &speaker.says(&saying(&id, 1, 7, old, fetching)));
+        assert_eq!(said.as_deref(), Some("fetching 2.0.0 25 %"));
+        watch.hear(
+            &id,
+            &speaker.says(&saying(&id, 2, 7, Version::new(2, 0, 0), Phase::Active)),
+        );
+        let outcome = Outcome::Active {
+            delegate: "xnnpack (6 of 7 nodes)".to_owned(),
+        };
+        assert_eq!(watch.outcomes(), [(id, outcome)]);
+    }
+
+    #[test]
+    fn only_a_refusal_of_this_very_wish_counts() {
+        let speaker = Speaker::new("ct-1");
+        let id = speaker.device.id.clone();
+        let mut watch = Watch::new(wanted(), vec![speaker.device.clone()]);
+        let mut earlier = saying(&id, 1, 6, Version::new(1, 0, 0), Phase::Refused);
+        earlier.models[0].reason = Some("golden vectors".to_owned());
+        watch.hear(&id, &speaker.says(&earlier));
+        assert!(watch.pending().next().is_some());
+        let mut now = saying(&id, 2, 7, Version::new(1, 0, 0), Phase::Refused);
+        now.models[0].reason = Some("out of\u{1b} memory".to_owned());
+        watch.hear(&id, &speaker.says(&now));
+        let outcome = Outcome::Refused {
+            reason: "out of  memory".to_owned(),
+        };
+        assert_eq!(watch.outcomes(), [(id, outcome)]);
+    }
+
+    #[test]
+    fn a_forged_or_replayed_status_neither_ends_nor_hurries_a_rollout() {
+        let speaker = Speaker::new("ct-1");
+        let rogue = Speaker::new("ct-1");
+        let id = speaker.device.id.clone();
+        let mut watch = Watch::new(wanted(), vec![speaker.device.clone()]);
+        let active = saying(&id, 5, 7, Version::new(2, 0, 0), Phase::Active);
+        let said = watch.hear(&id, &rogue.says(&active)).expect("told");
+        assert!(said.contains("ignored"), "{said}");
+        watch.hear(
+            &id,
+            &speaker.says(&saying(&id, 9, 7, Version::new(1, 0, 0), Phase::Proving)),
+        );
+        watch.hear(&id, &speaker.says(&active));
+        let online = Online {
+            online: false,
+            reason: "stopped".into(),
+            boot_id: "boot".into(),
+            session: 1,
+        };
+        watch.hear_online(&id, &codec::encode("online", &online).expect("encode"));
+        let outcomes = watch.outcomes();
+        let Outcome::Silent { reason } = &outcomes[0].1 else {
+            panic!("{outcomes:?}")
+        };
+        assert_eq!(reason, "offline (stopped); last said: proving 2.0.0");
+    }
+}
