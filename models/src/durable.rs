@@ -95,6 +95,19 @@ pub fn write_new(path: &Path, bytes: &[u8], access: Access) -> Result<(), Durabl
     file.sync_all().map_err(failed("fsync", path))
 }
 
+/// [`write`] for many files: every file is fsynced, every directory once. They appear in any order, so nothing may
+/// name them before this returns.
+pub fn write_batch(files: &[(PathBuf, &[u8])], access: Access) -> Result<(), DurableError> {
+    let mut directories = std::collections::BTreeSet::new();
+    for (path, bytes) in files {
+        let temporary = temporary_beside(path);
+        write_new(&temporary, bytes, access)?;
+        fs::rename(&temporary, path).map_err(failed("rename a finished file to", path))?;
+        directories.insert(parent_of(path));
+    }
+    directories.into_iter().try_for_each(sync_directory)
+}
+
 /// Renames (replacing a file of the new name) and fsyncs the directories concerned.
 pub fn rename(from: &Path, to: &Path) -> Result<(), DurableError> {
     fs::rename(from, to).map_err(failed("rename a finished file to", to))?;

@@ -1,0 +1,58 @@
+//! The writing half: keys, signatures and changes to a repository.
+//!
+//! fleetctl and tests use it; an agent is built without it (feature `sign`). Metadata is made straight from
+//! tough's schema types, signed over canonical JSON. Promises: what was published once is never published with
+//! other bytes under the same name; a crash at any instruction leaves the repository as it was or as it was
+//! to become; a key is asked for only when its role is signed.
+
+mod commit;
+mod contents;
+mod export;
+mod keys;
+mod metadata;
+mod repository;
+
+use std::path::PathBuf;
+
+use crate::chunk::ChunkError;
+use crate::name::FileName;
+use crate::verify::VerifyError;
+
+pub use keys::{KeyRing, SigningRole};
+pub use metadata::Lifetimes;
+pub use repository::Repository;
+
+use crate::digest::Digest;
+
+/// What must reach a carrier, in this order: chunks, then metadata, timestamp last.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Publication {
+    pub chunks: Vec<Digest>,
+    pub metadata: Vec<FileName>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SignError {
+    #[error("{0}")]
+    Refused(String),
+    #[error("the repository {directory} is damaged; restore it from a copy")]
+    Damaged {
+        directory: PathBuf,
+        #[source]
+        source: VerifyError,
+    },
+    #[error("cannot read {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
+    #[error(transparent)]
+    Durable(#[from] crate::durable::DurableError),
+}
+
+fn refused(problem: impl Into<String>) -> SignError {
+    SignError::Refused(problem.into())
+}
