@@ -20,6 +20,7 @@ need cc gcc
 need c++ g++
 need /usr/include/stdlib.h libc6-dev
 need curl curl
+need openssl openssl
 need mosquitto mosquitto
 need python3 python3
 if ! python3 -m pip --version >/dev/null 2>&1; then packages+=(python3-pip); fi

@@ -79,32 +79,19 @@ impl Broker {
     }
 
     fn mosquitto(&self) -> Command {
-        let file = |name: &str| self.home.join("broker").join(name).display().to_string();
-        let access = self.directory.join("access");
-        std::fs::write(&access, ACCESS).expect("write an access list");
-        let configuration = format!(
-            "# As fleetctl says how a broker should be set up, on loopback and without persistence.\n\
-             user root\n\
-             listener {port} 127.0.0.1\n\
-             cafile {ca}\n\
-             certfile {certificate}\n\
-             keyfile {key}\n\
-             require_certificate true\n\
-             use_identity_as_username true\n\
-             allow_anonymous false\n\
-             acl_file {access}\n\
-             set_tcp_nodelay true\n\
-             max_inflight_bytes 524288\n\
-             persistence false\n\
-             log_dest stderr\n",
-            port = self.port,
-            ca = file("ca.pem"),
-            certificate = file("certificate.pem"),
-            key = file("private-key.pem"),
-            access = access.display(),
-        );
+        // As fleetctl wrote it for this fleet, but on loopback only, without persistence, and able to read
+        // the operator's files.
+        let written = self.home.join("broker/mosquitto.conf");
+        let text = std::fs::read_to_string(&written)
+            .unwrap_or_else(|e| panic!("{}: {e}", written.display()));
+        let listener = format!("listener {}\n", self.port);
+        assert!(text.contains(&listener) && text.contains("persistence true\n"));
+        let text = text
+            .replace(&listener, &format!("listener {} 127.0.0.1\n", self.port))
+            .replace("persistence true\n", "persistence false\n");
         let path = self.directory.join("mosquitto.conf");
-        std::fs::write(&path, configuration).expect("write a configuration");
+        std::fs::write(&path, format!("user root\nlog_dest stderr\n{text}"))
+            .expect("write a configuration");
         // Debian keeps it where only root's PATH looks.
         let program = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"]
             .into_iter()
@@ -116,11 +103,3 @@ impl Broker {
         command
     }
 }
-
-/// Devices read the repository and write only what is theirs; the operator does the rest.
-const ACCESS: &str = "\
-pattern read edgeward/v1/+/repo/#
-pattern write edgeward/v1/+/device/%u/#
-user Operator
-topic readwrite edgeward/v1/#
-";

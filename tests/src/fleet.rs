@@ -96,26 +96,30 @@ impl Fleet {
         device
             .edgeward(&["enroll", "--request", path(&request)])
             .expect_success();
-        self.fleetctl(&[
-            "device",
-            "enroll",
-            path(&request),
-            "--id",
-            id,
-            "--group",
-            group,
-            "--out",
-            path(&bundle),
-        ])
-        .expect_success();
+        let enroll = ["device", "enroll", path(&request), "--id", id];
+        let rest = ["--group", group, "--out", path(&bundle)];
+        let offline = self.offline();
+        self.fleetctl(&[&enroll[..], &rest[..], &offline].concat())
+            .expect_success();
         device
             .edgeward(&["enroll", "--accept", path(&bundle)])
             .expect_success();
         device
     }
 
+    /// What a command that changes the fleet is told where there is no broker.
+    fn offline(&self) -> Vec<&str> {
+        self.broker
+            .is_none()
+            .then_some("--offline")
+            .into_iter()
+            .collect()
+    }
+
+    /// Pushes without waiting for the devices: scenarios wait for what they are about.
     pub fn push(&self, package: &Path, group: &str) -> Finished {
-        self.fleetctl(&["push", path(package), "--group", group])
+        let push = ["push", path(package), "--group", group, "--no-wait"];
+        self.fleetctl(&[&push[..], &self.offline()].concat())
     }
 
     pub fn push_sample(&self, sample: &str, group: &str) {
@@ -123,7 +127,7 @@ impl Fleet {
     }
 
     pub fn rollback(&self, model: &str, group: &str) {
-        self.fleetctl(&["rollback", model, "--group", group])
+        self.fleetctl(&["rollback", model, "--group", group, "--no-wait"])
             .expect_success();
     }
 

@@ -1,7 +1,7 @@
 //! The same signed repository from a USB stick, where no line may leave the building.
 
 use edgeward_tests::fleet::path;
-use edgeward_tests::{BrokerKind, Device, Fleet, package::known};
+use edgeward_tests::{Device, Fleet, package::known};
 
 /// A device that has never had a network.
 fn isolated(fleet: &Fleet) -> Device {
@@ -21,7 +21,7 @@ fn answers_like(device: &Device, sample: &str) {
 
 #[test]
 fn a_device_without_a_network_takes_versions_from_a_directory() {
-    let fleet = Fleet::with(BrokerKind::Embedded);
+    let fleet = Fleet::without_broker();
     let vault = isolated(&fleet);
     fleet.push_sample("digits-1.0.0", "radiology");
     let first = fleet.export("stick-1");
@@ -45,7 +45,7 @@ fn a_device_without_a_network_takes_versions_from_a_directory() {
 
 #[test]
 fn a_stick_with_a_changed_byte_is_refused_by_name_and_the_old_version_serves_on() {
-    let fleet = Fleet::with(BrokerKind::Embedded);
+    let fleet = Fleet::without_broker();
     let vault = isolated(&fleet);
     fleet.push_sample("digits-1.0.0", "radiology");
     vault
