@@ -103,7 +103,7 @@ sockets = [socket.socket() for _ in range(2)]
 for s in sockets: s.bind(("127.0.0.1", 0))
 print(*(s.getsockname()[1] for s in sockets))')
 
-token=$(python3 -c 'import secrets; print(secrets.token_urlsafe(32))')
+token=$("$programs/edgeward" token make-run 2>/dev/null)
 cat >"$state/env" <<ENV
 # What \`make run\` set up. To be sourced: . target/run/env
 export EDGEWARD_SOCKET='$state/edgeward.sock'
