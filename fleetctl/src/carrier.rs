@@ -28,8 +28,8 @@ use crate::printer::Printer;
 const QUIET: Duration = Duration::from_millis(500);
 /// How long a rival's publication may take to show after ours.
 const READ_BACK_AFTER: Duration = Duration::from_millis(300);
-/// Messages on their way at once: with chunks of 60 KiB about half a megabyte.
-const WINDOW: usize = 8;
+/// Messages sent or asked for at once: with chunks of 60 KiB at most two megabytes.
+const WINDOW: usize = 32;
 const TIMESTAMP: &str = "timestamp.json";
 /// A timestamp larger than this is not one.
 const MAX_TIMESTAMP_BYTES: u64 = 64 * 1024;
@@ -75,17 +75,18 @@ impl<'a> Carrier<'a> {
         }
     }
 
-    /// Publishes what a change needs, onto a broker that holds what was before the change.
+    /// Publishes what a change needs, onto a broker that holds what was before the change. Both this and
+    /// [`Carrier::sync`] come after [`Carrier::standing`], which refuses what must not be overwritten.
     pub async fn send(&self, repository: &Repository, publication: &Publication) -> Result<()> {
-        self.standing(repository).await?;
         self.publish(repository, publication, false).await.map(drop)
     }
 
     /// Publishes everything that is not there yet with the same bytes. Returns how many messages were sent
     /// and how many were already there.
-    pub async fn sync(&self, repository: &Repository) -> Result<(u64, u64)> {
-        self.standing(repository).await?;
-        self.publish(repository, &repository.everything()?, true)
+    pub async fn sync(&self, repository: &Repository, standing: Standing) -> Result<(u64, u64)> {
+        // A broker without a timestamp has lost everything: asking for each part would only cost time.
+        let ask = standing != Standing::Empty;
+        self.publish(repository, &repository.everything()?, ask)
             .await
     }
 

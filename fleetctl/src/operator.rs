@@ -71,13 +71,17 @@ impl Operator {
         let link = self.connect().await?;
         let standing = self.carrier(&link).standing(repository).await?;
         link.close().await;
-        if matches!(standing, Standing::Forged) {
+        self.warn_of_forgery(standing);
+        Ok(standing)
+    }
+
+    fn warn_of_forgery(&self, standing: Standing) {
+        if standing == Standing::Forged {
             self.printer.warn(
                 "the broker held a timestamp that this fleet's key did not sign; it will be replaced. \
                  Who may write to the broker?",
             );
         }
-        Ok(standing)
     }
 
     /// Publishes what a change needs; everything, if the broker did not hold what was before the change.
@@ -111,7 +115,9 @@ impl Operator {
     pub async fn sync(&self, repository: &Repository) -> Result<(u64, u64)> {
         let link = self.connect().await?;
         let carrier = self.carrier(&link);
-        let counts = carrier.sync(repository).await?;
+        let standing = carrier.standing(repository).await?;
+        self.warn_of_forgery(standing);
+        let counts = carrier.sync(repository, standing).await?;
         carrier.read_back(repository).await?;
         link.close().await;
         Ok(counts)
@@ -125,8 +131,9 @@ impl Operator {
     ) -> Result<()> {
         let link = self.connect().await?;
         let carrier = self.carrier(&link);
+        let standing = carrier.standing(repository).await?;
         if whole {
-            carrier.sync(repository).await?;
+            carrier.sync(repository, standing).await?;
         } else {
             carrier.send(repository, publication).await?;
         }

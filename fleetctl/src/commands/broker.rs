@@ -24,11 +24,11 @@ use crate::printer::Printer;
 /// fleet in earnest use mosquitto, EMQX, HiveMQ or AWS IoT Core (see `fleetctl init --broker-certificate`).
 ///
 /// It ends on SIGTERM or SIGINT.
-///
-///   fleetctl broker --listen 127.0.0.1:8883
-///   fleetctl broker --certificate broker.example.org,192.0.2.7
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl broker --listen 127.0.0.1:8883
+  fleetctl broker --certificate broker.example.org,192.0.2.7")]
 pub struct Args {
     /// Where to listen for MQTT 5; absent: every address, the port of the fleet's broker
     #[arg(long, value_name = "ADDRESS:PORT")]

@@ -36,10 +36,10 @@ pub enum Verb {
 ///
 /// Enrolling the same key again renews its certificate. Another key under an id that is taken needs
 /// --replace: the device that had it is then shut out as soon as its certificate ends.
-///
-///   fleetctl device enroll ct-1.csr.pem --id ct-1 --group radiology --out ct-1.bundle.json
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl device enroll ct-1.csr.pem --id ct-1 --group radiology --out ct-1.bundle.json")]
 pub struct Enroll {
     /// The device's certificate request (PEM)
     #[arg(value_name = "CSR")]
@@ -62,11 +62,11 @@ pub struct Enroll {
 }
 
 /// Show every device of the fleet with its groups
-///
-///   fleetctl device list
-///   fleetctl device list --json
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl device list
+  fleetctl device list --json")]
 pub struct List {
     /// Write JSON
     #[arg(long)]
@@ -74,10 +74,10 @@ pub struct List {
 }
 
 /// Show all that is known of one device: certificate, groups, and its newest status
-///
-///   fleetctl device show ct-1
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl device show ct-1")]
 pub struct Show {
     device: DeviceId,
     /// Write JSON

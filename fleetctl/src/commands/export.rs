@@ -12,10 +12,10 @@ use crate::printer::Printer;
 ///
 /// `edgeward import DIR` on the device takes it, with the same checks as over the broker. A copy older
 /// than what the device knows does no harm.
-///
-///   fleetctl export /media/stick/hospital
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl export /media/stick/hospital")]
 pub struct Args {
     /// The directory to write; it is made if it does not exist
     #[arg(value_name = "DIR")]

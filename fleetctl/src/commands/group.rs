@@ -23,10 +23,10 @@ pub enum Verb {
 }
 
 /// Show every group: its devices and what it should run
-///
-///   fleetctl group list
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl group list")]
 pub struct List {
     /// Write JSON
     #[arg(long)]
@@ -36,10 +36,10 @@ pub struct List {
 /// Put devices into a group
 ///
 /// The membership is signed and published; each device then fetches what the group should run.
-///
-///   fleetctl group add radiology ct-1 ct-2
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl group add radiology ct-1 ct-2")]
 pub struct Change {
     group: GroupName,
     #[arg(required = true, value_name = "DEVICE")]
@@ -52,10 +52,10 @@ pub struct Change {
 /// Take devices out of a group
 ///
 /// What a device already serves it goes on serving; it takes no further versions for that group.
-///
-///   fleetctl group remove radiology ct-2
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl group remove radiology ct-2")]
 pub struct RemoveChange {
     #[command(flatten)]
     change: Change,

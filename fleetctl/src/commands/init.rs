@@ -19,14 +19,14 @@ use crate::printer::Printer;
 /// All of it is made in the operator's home. Keep that directory: whoever has its keys can tell every
 /// device of the fleet what to run, and without them nobody can.
 ///
-/// The broker must speak MQTT 5 (or 3.1.1) over TLS. With --broker-certificate the fleet's own authority
+/// The broker must speak MQTT 5 over TLS. With --broker-certificate the fleet's own authority
 /// certifies it, and a configuration for mosquitto is written beside the certificate and printed: client
 /// certificates required, and an access list in which a device can write nothing but its own topics.
-///
-///   fleetctl init hospital --broker broker.example.org:8883
-///   fleetctl init trial --broker localhost:8883 --broker-certificate localhost,127.0.0.1
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl init hospital --broker broker.example.org:8883
+  fleetctl init trial --broker localhost:8883 --broker-certificate localhost,127.0.0.1")]
 pub struct Args {
     /// The fleet's name; it is part of every topic and cannot be changed later
     name: FleetName,

@@ -29,17 +29,20 @@ mod sync;
 /// shows what each device made of them. Everything that a device obeys is signed with the keys in the
 /// operator's home; the broker only carries it.
 ///
-/// A first fleet:
-///
-///   fleetctl init hospital --broker broker.example.org:8883
-///   fleetctl device enroll ct-1.csr.pem --id ct-1 --group radiology --out ct-1.bundle.json
-///   fleetctl push digits-1.0.0.tflite --group radiology
-///   fleetctl status
-///
 /// Results go to standard output, everything else to standard error. Exit status: 0 done; 1 the fleet said
 /// no; 2 the fleet could not be asked.
 #[derive(Debug, Parser)]
-#[command(name = "fleetctl", version, verbatim_doc_comment, max_term_width = 100)]
+#[command(
+    name = "fleetctl",
+    version,
+    max_term_width = 100,
+    after_long_help = "\
+A first fleet:
+  fleetctl init hospital --broker broker.example.org:8883
+  fleetctl device enroll ct-1.csr.pem --id ct-1 --group radiology --out ct-1.bundle.json
+  fleetctl push digits-1.0.0.tflite --group radiology
+  fleetctl status"
+)]
 pub struct Cli {
     /// The operator's directory: keys, authority, repository [default: ~/.config/fleetctl]
     #[arg(
@@ -115,12 +118,12 @@ mod tests {
             } else {
                 leaves
             } {
-                let about = leaf
-                    .get_long_about()
+                let after = leaf
+                    .get_after_long_help()
                     .map(ToString::to_string)
                     .unwrap_or_default();
                 assert!(
-                    about.contains("  fleetctl "),
+                    after.contains("  fleetctl "),
                     "{} shows no example",
                     leaf.get_name()
                 );

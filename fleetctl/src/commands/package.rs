@@ -15,11 +15,11 @@ use crate::printer::Printer;
 /// enough (free dimensions are -1, delegates are tried in their order, tolerances are per delegate), add
 /// golden vectors, and push the directory. Lengths and digests need no editing: they are taken from the
 /// files when the package is pushed.
-///
-///   fleetctl package digits-2.0.0.tflite
-///   fleetctl package net.tflite --name digits --version 2.0.0 --golden vectors.json --out digits
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl package digits-2.0.0.tflite
+  fleetctl package net.tflite --name digits --version 2.0.0 --golden vectors.json --out digits")]
 pub struct Args {
     /// The model file, best named NAME-VERSION.tflite
     #[arg(value_name = "FILE")]

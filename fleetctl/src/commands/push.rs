@@ -25,12 +25,12 @@ use crate::printer::Printer;
 ///
 /// Exit status: 0 every device serves the version; 1 a device refused it; 2 a device was silent, or the
 /// broker could not be asked.
-///
-///   fleetctl push digits-2.0.0.tflite --group radiology
-///   fleetctl push ./digits-package --group radiology --percent 10 --jitter 600
-///   fleetctl push net.tflite --name digits --version 2.0.0 --group radiology --no-wait
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl push digits-2.0.0.tflite --group radiology
+  fleetctl push ./digits-package --group radiology --percent 10 --jitter 600
+  fleetctl push net.tflite --name digits --version 2.0.0 --group radiology --no-wait")]
 pub struct Args {
     /// A .tflite file, best named NAME-VERSION.tflite, or a package directory
     path: PathBuf,

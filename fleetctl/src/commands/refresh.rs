@@ -13,10 +13,10 @@ use crate::printer::Printer;
 ///
 /// Needs only the snapshot and timestamp keys: the host that runs it every day needs no other. A device
 /// whose metadata is older than its site allows serves on and takes nothing new.
-///
-///   fleetctl refresh
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl refresh")]
 pub struct Args {
     /// Do not ask the broker; carry the repository with `fleetctl export`
     #[arg(long)]

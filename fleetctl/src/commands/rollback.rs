@@ -14,11 +14,11 @@ use crate::printer::Printer;
 ///
 /// This is a new wish with a new sequence number, signed and published like a push: devices never obey an
 /// older one. A device that still holds the earlier version need not fetch it again. Exit status as for push.
-///
-///   fleetctl rollback digits --group radiology
-///   fleetctl rollback digits --group radiology --to 1.0.0
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl rollback digits --group radiology
+  fleetctl rollback digits --group radiology --to 1.0.0")]
 pub struct Args {
     model: ModelName,
     /// The group that is to go back

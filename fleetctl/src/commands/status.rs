@@ -20,11 +20,11 @@ use crate::statuses::{self, Heard, Report};
 /// One line per device and model: whether the device is connected, what serves, on which delegate, how far
 /// the version it was asked for has come, and the newest thing that went wrong. AGE is how long ago the
 /// device said so, by its own clock. Only statuses signed with the device's certified key are believed.
-///
-///   fleetctl status
-///   fleetctl status --group radiology --json
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl status
+  fleetctl status --group radiology --json")]
 pub struct Args {
     /// Only the devices of this group
     #[arg(long)]

@@ -12,10 +12,10 @@ use crate::printer::Printer;
 ///
 /// What the broker holds with the same bytes is not sent again, and nothing is removed. Use it after the
 /// broker lost its retained messages, after work with --offline, and when a publication broke off.
-///
-///   fleetctl sync
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl sync")]
 pub struct Args {}
 
 impl Args {
