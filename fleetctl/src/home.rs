@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use edgeward_models::durable::{self, Access};
 use edgeward_models::fleet::enrolment::BrokerAddress;
 use edgeward_models::name::FleetName;
-use edgeward_models::sign::{KeyRing, Repository};
+use edgeward_models::sign::KeyRing;
 use serde::{Deserialize, Serialize};
 
 use crate::authority::Authority;
@@ -125,12 +125,6 @@ impl Home {
 
     pub fn keys(&self) -> Result<KeyRing> {
         Ok(KeyRing::open(&self.keys_directory())?)
-    }
-
-    /// Opens the repository and holds its lock as long as it lives.
-    pub fn repository(&self) -> Result<Repository> {
-        Repository::open(&self.repository_directory())
-            .with_context(|| format!("cannot open the repository of fleet {}", self.fleet()))
     }
 
     pub fn authority(&self) -> Result<Authority> {

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use edgeward_models::sign::{Publication, Repository};
+use edgeward_models::sign::{Publication, Repository, SignError};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -17,6 +17,8 @@ use crate::printer::Printer;
 
 /// How often a broken publication is taken up again before the command gives up.
 const ATTEMPTS: u32 = 4;
+/// How long another fleetctl may hold the repository before this one gives up.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Operator {
     pub home: Home,
@@ -29,6 +31,23 @@ impl Operator {
             home: Home::open(home)?,
             printer: printer.clone(),
         })
+    }
+
+    /// Opens the repository and holds its lock as long as it lives. Waits a while for another fleetctl.
+    pub fn repository(&self) -> Result<Repository> {
+        let until = Instant::now() + LOCK_PATIENCE;
+        let mut told = false;
+        loop {
+            match Repository::open(&self.home.repository_directory()) {
+                Err(SignError::Busy { .. }) if Instant::now() < until => {
+                    if !std::mem::replace(&mut told, true) {
+                        self.printer.note("waiting for another fleetctl to end");
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                result => return Ok(result?),
+            }
+        }
     }
 
     fn link_settings(&self) -> Result<LinkSettings> {

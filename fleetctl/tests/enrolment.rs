@@ -171,3 +171,18 @@ fn groups_are_changed_by_name_and_shown() {
         groups
     );
 }
+
+#[test]
+fn a_second_fleetctl_in_the_same_home_waits_for_the_first() {
+    let desk = Desk::new();
+    let lock = std::fs::File::open(desk.home().join("repository/.lock")).expect("lock");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("held");
+    let waiting = std::thread::scope(|scope| {
+        let second = scope.spawn(|| desk.run(&["group", "list"]));
+        // Long enough to be seen waiting, and the answer is the same if it comes late.
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        drop(lock);
+        second.join().expect("runs")
+    });
+    assert!(waiting.expect(0).err.contains("there is no group"));
+}

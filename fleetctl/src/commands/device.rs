@@ -120,7 +120,7 @@ impl Enroll {
                 self.id
             );
         }
-        let mut repository = operator.home.repository()?;
+        let mut repository = operator.repository()?;
         let mut groups = repository.groups_of(&self.id)?;
         let joins = self.group.iter().any(|group| !groups.contains(group));
         groups.extend(self.group.iter().cloned());
@@ -187,7 +187,7 @@ fn day(time: Timestamp) -> String {
 impl List {
     fn run(self, operator: &Operator) -> Result<ExitCode> {
         let devices = operator.home.devices().all()?;
-        let membership = operator.home.repository()?.membership()?;
+        let membership = operator.repository()?.membership()?;
         let groups = |device: &Device| membership.get(&device.id).cloned().unwrap_or_default();
         if self.json {
             let rows: Vec<_> = devices
@@ -252,7 +252,7 @@ impl Show {
                     self.device
                 )
             })?;
-        let groups = operator.home.repository()?.groups_of(&device.id)?;
+        let groups = operator.repository()?.groups_of(&device.id)?;
         let link = operator.connect().await?;
         let reports =
             statuses::fetch(&link, operator.home.fleet(), std::slice::from_ref(&device)).await?;

@@ -25,7 +25,7 @@ pub struct Args {
 impl Args {
     pub fn run(self, home: &Path, printer: &Printer) -> Result<ExitCode> {
         let operator = Operator::open(home, printer)?;
-        let repository = operator.home.repository()?;
+        let repository = operator.repository()?;
         repository.export(&self.directory)?;
         printer.note(&format!(
             "timestamp {} of fleet {} is in {}",

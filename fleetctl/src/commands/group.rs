@@ -87,7 +87,7 @@ impl Change {
         relation: &str,
     ) -> Result<ExitCode> {
         let registry = operator.home.devices();
-        let mut repository = operator.home.repository()?;
+        let mut repository = operator.repository()?;
         let mut changes = Vec::new();
         for device in &self.devices {
             if registry.get(device)?.is_none() {
@@ -150,7 +150,7 @@ pub async fn publish_membership(
 
 impl List {
     fn run(self, operator: &Operator) -> Result<ExitCode> {
-        let repository = operator.home.repository()?;
+        let repository = operator.repository()?;
         let mut groups: BTreeMap<GroupName, Vec<DeviceId>> = repository
             .groups()?
             .into_iter()

@@ -56,7 +56,7 @@ impl Args {
         for doubt in package.doubts() {
             printer.warn(&doubt);
         }
-        let mut repository = operator.home.repository()?;
+        let mut repository = operator.repository()?;
         let standing = match self.waiting.offline {
             true => None,
             false => Some(operator.standing(&repository).await?),

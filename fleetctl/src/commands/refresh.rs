@@ -26,7 +26,7 @@ pub struct Args {
 impl Args {
     pub async fn run(self, home: &Path, printer: &Printer) -> Result<ExitCode> {
         let operator = Operator::open(home, printer)?;
-        let mut repository = operator.home.repository()?;
+        let mut repository = operator.repository()?;
         let standing = match self.offline {
             true => None,
             false => Some(operator.standing(&repository).await?),

@@ -36,7 +36,7 @@ pub struct Args {
 impl Args {
     pub async fn run(self, home: &Path, printer: &Printer) -> Result<ExitCode> {
         let operator = Operator::open(home, printer)?;
-        let repository = operator.home.repository()?;
+        let repository = operator.repository()?;
         let before = repository
             .desired(&self.group)?
             .with_context(|| format!("nothing was ever pushed to group {}", self.group))?;

@@ -37,7 +37,7 @@ pub struct Args {
 impl Args {
     pub async fn run(self, home: &Path, printer: &Printer) -> Result<ExitCode> {
         let operator = Operator::open(home, printer)?;
-        let membership = operator.home.repository()?.membership()?;
+        let membership = operator.repository()?.membership()?;
         let mut devices = operator.home.devices().all()?;
         if let Some(group) = &self.group {
             devices.retain(|d| {

@@ -21,7 +21,7 @@ pub struct Args {}
 impl Args {
     pub async fn run(self, home: &Path, printer: &Printer) -> Result<ExitCode> {
         let operator = Operator::open(home, printer)?;
-        let repository = operator.home.repository()?;
+        let repository = operator.repository()?;
         let (sent, present) = operator.sync(&repository).await?;
         printer.note(&format!(
             "{sent} messages were published, {present} were there"

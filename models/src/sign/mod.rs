@@ -35,6 +35,8 @@ pub struct Publication {
 pub enum SignError {
     #[error("{0}")]
     Refused(String),
+    #[error("the repository {directory} is in use by another fleetctl: wait for it to end")]
+    Busy { directory: PathBuf },
     #[error("the repository {directory} is damaged; restore it from a copy")]
     Damaged {
         directory: PathBuf,

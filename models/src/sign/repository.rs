@@ -262,10 +262,9 @@ fn lock(directory: &Path) -> Result<File, SignError> {
         .map_err(read)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(refused(format!(
-            "the repository {} is in use by another fleetctl: wait for it to end",
-            directory.display()
-        ))),
+        Err(Errno::WOULDBLOCK) => Err(SignError::Busy {
+            directory: directory.to_owned(),
+        }),
         Err(e) => Err(read(e.into())),
     }
 }
