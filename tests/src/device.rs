@@ -176,9 +176,13 @@ filter = "info,edgeward_agent=debug"
         self.agent.as_ref().expect("a running agent").pid()
     }
 
+    pub fn socket_path(&self) -> PathBuf {
+        self.directory.join("sock")
+    }
+
     /// A client of the Unix socket.
     pub fn unix(&self) -> Client {
-        Client::unix(&self.directory.join("sock"))
+        Client::unix(&self.socket_path())
     }
 
     /// A client of the TLS door, with the right token.

@@ -2,7 +2,8 @@
 //! models, real sockets.
 //!
 //! [`Fleet`] is an operator's desk with a broker; [`Device`] is one agent of it; [`Package`] is a model version
-//! made ready to push; [`http`] speaks to an agent's doors; [`load`] keeps asking while something happens.
+//! made ready to push; [`Site`] is a device that gets its versions by hand; [`http`] speaks to an agent's doors;
+//! [`load`] keeps asking while something happens.
 //! Everything panics with what was being done when it does not work: a scenario has nothing to do about it.
 //! Processes end with the test that started them, and their logs are shown when it fails.
 
@@ -18,9 +19,11 @@ pub mod process;
 pub mod publisher;
 pub mod python;
 pub mod relay;
+pub mod site;
 pub mod wait;
 
 pub use broker::BrokerKind;
 pub use device::Device;
 pub use fleet::Fleet;
 pub use package::Package;
+pub use site::Site;

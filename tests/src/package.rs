@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use edgeward_models::manifest::{GoldenTensor, GoldenVectors, TensorSpec};
+use edgeward_models::manifest::{FileEntry, GoldenTensor, GoldenVectors, TensorSpec};
+use edgeward_models::name::FileName;
+use edgeward_models::package::TfliteOptions;
 use edgeward_models::{Digest, Manifest};
 use serde_json::{Value, json};
 
@@ -17,13 +19,18 @@ pub struct Package {
 impl Package {
     /// A copy of a sample in a new directory below `parent`.
     pub fn copy_of(sample: &str, parent: &Path) -> Self {
-        let from = binaries::sample(sample);
-        let directory = (0..)
-            .map(|i| parent.join(format!("package-{i}")))
-            .find(|path| !path.exists())
-            .expect("a free name");
+        Self::copy_from(&binaries::sample(sample), parent)
+    }
+
+    /// A copy of this package, to be edited apart.
+    pub fn copy(&self, parent: &Path) -> Self {
+        Self::copy_from(&self.directory, parent)
+    }
+
+    fn copy_from(from: &Path, parent: &Path) -> Self {
+        let directory = free_directory(parent);
         std::fs::create_dir_all(&directory).expect("make a directory");
-        for entry in std::fs::read_dir(&from).expect("read a sample") {
+        for entry in std::fs::read_dir(from).expect("read a sample") {
             let entry = entry.expect("read a sample");
             std::fs::copy(entry.path(), directory.join(entry.file_name())).expect("copy a sample");
         }
@@ -32,6 +39,42 @@ impl Package {
             directory,
             manifest,
         }
+    }
+
+    /// A package made from a bare `.tflite` file, as `fleetctl push` would.
+    pub fn of_tflite(file: &Path, model: &str, parent: &Path) -> Self {
+        let options = TfliteOptions {
+            model: Some(model.parse().expect("a model name")),
+            version: Some("1.0.0".parse().expect("a version")),
+            ..TfliteOptions::default()
+        };
+        let made = edgeward_models::package::Package::from_tflite(file, options);
+        let directory = free_directory(parent);
+        made.and_then(|package| package.write(&directory))
+            .unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        Self {
+            manifest: read_manifest(&directory),
+            directory,
+        }
+    }
+
+    /// Replaces or adds a file.
+    #[must_use]
+    pub fn with_file(mut self, name: &FileName, bytes: &[u8]) -> Self {
+        std::fs::write(self.directory.join(name.as_str()), bytes).expect("write a file");
+        let entry = FileEntry {
+            length: bytes.len() as u64,
+            sha256: Digest::of(bytes),
+        };
+        self.manifest.files.insert(name.clone(), entry);
+        self.write();
+        self
+    }
+
+    #[must_use]
+    pub fn with_model(self, bytes: &[u8]) -> Self {
+        let name = self.manifest.model_file.clone();
+        self.with_file(&name, bytes)
     }
 
     #[must_use]
@@ -77,6 +120,10 @@ impl Package {
         self
     }
 
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
     pub fn path(&self) -> &Path {
         &self.directory
     }
@@ -92,6 +139,13 @@ impl Package {
         )
         .expect("write a manifest");
     }
+}
+
+fn free_directory(parent: &Path) -> PathBuf {
+    (0..)
+        .map(|i| parent.join(format!("package-{i}")))
+        .find(|path| !path.exists())
+        .expect("a free name")
 }
 
 /// Reproducible bytes without a pattern (xorshift64*).
