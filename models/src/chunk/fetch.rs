@@ -213,8 +213,8 @@ mod tests {
 
     #[test]
     fn documents_of_every_size_come_back_and_every_chunk_fits_a_message() {
-        // 100 MiB needs a list of lists.
-        for length in [0, 1, 61_375, 61_376, 61_377, 300_000, 100 << 20] {
+        // 32 MiB need a list of lists.
+        for length in [0, 1, 61_375, 61_376, 61_377, 300_000, 32 << 20] {
             let bytes = noise(length);
             let packed = pack_target(&bytes).expect("pack");
             assert_eq!(packed.list.is_some(), length > 61_376);

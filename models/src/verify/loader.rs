@@ -145,6 +145,11 @@ impl Carrier {
         {
             return VerifyError::Missing { file };
         }
+        if let ToughError::InvalidPath { source } = &error {
+            // Found when all roles are there, so the last file need not be the guilty one.
+            let problem = format!("a role speaks for what was not delegated to it ({source})");
+            return VerifyError::refused("the list of targets", problem);
+        }
         VerifyError::refused(file.as_str(), problem(&error))
     }
 }
