@@ -477,7 +477,8 @@ mod tests {
 
     #[test]
     fn each_wrong_field_is_named() {
-        let cases: [(fn(&mut Value), &str); 12] = [
+        type Change = fn(&mut Value);
+        let cases: [(Change, &str); 12] = [
             (|m| m["format"] = json!(2), "format 2"),
             (|m| m["model"] = json!("../digits"), "model name"),
             (

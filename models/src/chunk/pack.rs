@@ -4,6 +4,7 @@
 //! the same bytes always become the same chunks.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use fastcdc::v2020::FastCDC;
 
@@ -66,8 +67,8 @@ impl Chunks {
     /// Adds one piece of at most [`MAX_PIECE`] bytes.
     fn add(&mut self, piece: &[u8]) -> Result<ChunkRef, ChunkError> {
         let sha256 = Digest::of(piece);
-        if !self.compressed.contains_key(&sha256) {
-            self.compressed.insert(sha256, compress(piece)?);
+        if let Entry::Vacant(vacant) = self.compressed.entry(sha256) {
+            vacant.insert(compress(piece)?);
         }
         Ok(ChunkRef {
             sha256,

@@ -149,7 +149,7 @@ impl Repository {
     ) -> Result<Publication, SignError> {
         let mut listed = self.standing()?;
         listed.extend(signed.clone());
-        let version = next(self.chain.snapshot.signed.version)?;
+        let version = next(self.standing_file("snapshot")?.0)?;
         let snapshot = metadata::snapshot(version, &listed, &self.lifetimes, now)?;
         let (version, bytes) = sign(snapshot, SigningRole::Snapshot, keys)?;
         let timestamp = metadata::timestamp(
@@ -205,13 +205,15 @@ impl Repository {
         ];
         let mut standing = Signed::new();
         for role in roles {
-            let file = self.chain.files.get(role.name());
-            let file = file.and_then(|f| Some((NonZeroU64::new(f.version)?, f.bytes.clone())));
-            let file =
-                file.ok_or_else(|| refused(format!("this repository has no role {role}")))?;
-            standing.insert(role, file);
+            standing.insert(role, self.standing_file(role.name())?);
         }
         Ok(standing)
+    }
+
+    fn standing_file(&self, role: &str) -> Result<(NonZeroU64, Vec<u8>), SignError> {
+        let file = self.chain.files.get(role);
+        file.and_then(|f| Some((NonZeroU64::new(f.version)?, f.bytes.clone())))
+            .ok_or_else(|| refused(format!("this repository has no role {role}")))
     }
 
     /// Removes versioned files older than the generation before, which a reader may still be in the middle of.

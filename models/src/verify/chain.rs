@@ -39,7 +39,6 @@ pub struct RoleFile {
 pub struct Chain {
     pub root: Signed<Root>,
     pub timestamp: Signed<Timestamp>,
-    pub snapshot: Signed<Snapshot>,
     /// With the delegated roles in their places.
     pub targets: Signed<Targets>,
     /// When the timestamp says that it was signed.
@@ -104,7 +103,6 @@ impl Chain {
         Ok(Self {
             root,
             timestamp,
-            snapshot,
             targets,
             signed_at,
             files,
