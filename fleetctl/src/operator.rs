@@ -1,11 +1,13 @@
 //! What every command that talks to the fleet needs: the home, the printer and the way to the broker.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use edgeward_models::sign::{Publication, Repository, SignError};
+use rand::Rng;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -15,8 +17,9 @@ use crate::home::Home;
 use crate::link::{Link, LinkError, LinkSettings};
 use crate::printer::Printer;
 
-/// How often a broken publication is taken up again before the command gives up.
-const ATTEMPTS: u32 = 4;
+/// How often work over a connection that broke is tried before the command gives up.
+const ATTEMPTS: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(300);
 /// How long another fleetctl may hold the repository before this one gives up.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -84,12 +87,38 @@ impl Operator {
         Carrier::new(link, self.home.fleet(), &self.printer)
     }
 
+    /// Does something over a connection. When it breaks in the middle, the work is done again over a new
+    /// one: a broker that ties client ids to certificates ends this connection when the same operator makes
+    /// another.
+    pub async fn ask<T>(&self, work: impl AsyncFn(&Link) -> Result<T>) -> Result<T> {
+        let mut attempt = 1;
+        loop {
+            let result = self.ask_once(&work).await;
+            let Err(error) = &result else { return result };
+            // A broker that was never there is not waited for.
+            let again = is_lost(error) || (attempt > 1 && is_broken_link(error));
+            if !again || attempt == ATTEMPTS {
+                return result;
+            }
+            self.printer.note(&format!("{error:#}; trying again"));
+            tokio::time::sleep(jittered(FIRST_PAUSE * 2u32.pow(attempt - 1))).await;
+            attempt += 1;
+        }
+    }
+
+    async fn ask_once<T>(&self, work: &impl AsyncFn(&Link) -> Result<T>) -> Result<T> {
+        let link = self.connect().await?;
+        let value = work(&link).await?;
+        link.close().await;
+        Ok(value)
+    }
+
     /// How the broker's copy compares with the repository; an error when the repository must not be
     /// published over it.
     pub async fn standing(&self, repository: &Repository) -> Result<Standing> {
-        let link = self.connect().await?;
-        let standing = self.carrier(&link).standing(repository).await?;
-        link.close().await;
+        let standing = self
+            .ask(async |link| self.carrier(link).standing(repository).await)
+            .await?;
         self.warn_of_forgery(standing);
         Ok(standing)
     }
@@ -104,62 +133,56 @@ impl Operator {
     }
 
     /// Publishes what a change needs; everything, if the broker did not hold what was before the change.
-    /// A broken connection is taken up again where it broke.
     pub async fn publish(
         &self,
         repository: &Repository,
         publication: &Publication,
         before: Standing,
     ) -> Result<()> {
-        let mut whole = before != Standing::Same;
-        let mut attempt = 1;
-        loop {
-            let result = self.publish_once(repository, publication, whole).await;
-            let Err(error) = result else { return Ok(()) };
-            if !is_broken_link(&error) || attempt == ATTEMPTS {
-                return Err(error.context(
-                    "the repository is changed and signed but not published; publish it with `fleetctl sync`",
-                ));
+        // What had arrived when a connection broke is found there and not sent again.
+        let whole = Cell::new(before != Standing::Same);
+        self.ask(async |link| {
+            let carrier = self.carrier(link);
+            let standing = carrier.standing(repository).await?;
+            if whole.replace(true) {
+                carrier.sync(repository, standing).await?;
+            } else {
+                carrier.send(repository, publication).await?;
             }
-            self.printer.note(&format!("{error:#}; trying again"));
-            tokio::time::sleep(Duration::from_millis(500) * 2u32.pow(attempt)).await;
-            attempt += 1;
-            // What had arrived when the connection broke is found there and not sent again.
-            whole = true;
-        }
+            carrier.read_back(repository).await
+        })
+        .await
+        .context("the repository is changed and signed but not published; publish it with `fleetctl sync`")
     }
 
     /// Publishes everything that the broker does not hold. Returns how many messages were sent and how many
     /// were there.
     pub async fn sync(&self, repository: &Repository) -> Result<(u64, u64)> {
-        let link = self.connect().await?;
-        let carrier = self.carrier(&link);
-        let standing = carrier.standing(repository).await?;
-        self.warn_of_forgery(standing);
-        let counts = carrier.sync(repository, standing).await?;
-        carrier.read_back(repository).await?;
-        link.close().await;
-        Ok(counts)
+        self.ask(async |link| {
+            let carrier = self.carrier(link);
+            let standing = carrier.standing(repository).await?;
+            self.warn_of_forgery(standing);
+            let counts = carrier.sync(repository, standing).await?;
+            carrier.read_back(repository).await?;
+            Ok(counts)
+        })
+        .await
     }
+}
 
-    async fn publish_once(
-        &self,
-        repository: &Repository,
-        publication: &Publication,
-        whole: bool,
-    ) -> Result<()> {
-        let link = self.connect().await?;
-        let carrier = self.carrier(&link);
-        let standing = carrier.standing(repository).await?;
-        if whole {
-            carrier.sync(repository, standing).await?;
-        } else {
-            carrier.send(repository, publication).await?;
-        }
-        carrier.read_back(repository).await?;
-        link.close().await;
-        Ok(())
-    }
+/// A pause of about this length: two that got in each other's way do not meet again.
+pub fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.7..1.5))
+}
+
+/// Whether an established connection broke.
+fn is_lost(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(
+            cause.downcast_ref(),
+            Some(LinkError::Lost(_) | LinkError::Silent { .. })
+        )
+    })
 }
 
 /// Whether an error is the connection's, so that a new connection may help.

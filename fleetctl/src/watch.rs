@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::devices::Device;
-use crate::operator::{Operator, is_broken_link};
+use crate::operator::{Operator, is_broken_link, jittered};
 use crate::printer::plain;
 use crate::statuses::{self, Newest};
 
@@ -205,7 +205,8 @@ fn progress(wanted: &Wanted, status: &Status) -> String {
 pub async fn follow(operator: &Operator, mut watch: Watch, time: Duration) -> Result<Watch> {
     let until = Instant::now() + time;
     show(operator, &mut watch);
-    let mut pause = Duration::from_millis(500);
+    // Long enough for a short command of the same operator to come and go.
+    let mut pause = Duration::from_secs(2);
     while watch.pending().next().is_some() && Instant::now() < until {
         match follow_once(operator, &mut watch, until).await {
             Ok(()) => break,
@@ -213,8 +214,10 @@ pub async fn follow(operator: &Operator, mut watch: Watch, time: Duration) -> Re
                 operator
                     .printer
                     .note(&format!("{error:#}; connecting again"));
-                tokio::time::sleep(pause.min(until.saturating_duration_since(Instant::now())))
-                    .await;
+                tokio::time::sleep(
+                    jittered(pause).min(until.saturating_duration_since(Instant::now())),
+                )
+                .await;
                 pause = (pause * 2).min(Duration::from_secs(10));
             }
             Err(error) => return Err(error),

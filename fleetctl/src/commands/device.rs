@@ -253,10 +253,10 @@ impl Show {
                 )
             })?;
         let groups = operator.repository()?.groups_of(&device.id)?;
-        let link = operator.connect().await?;
-        let reports =
-            statuses::fetch(&link, operator.home.fleet(), std::slice::from_ref(&device)).await?;
-        link.close().await;
+        let (fleet, only) = (operator.home.fleet(), std::slice::from_ref(&device));
+        let reports = operator
+            .ask(async |link| statuses::fetch(link, fleet, only).await)
+            .await?;
         let report = reports
             .first()
             .context("the broker gave no answer about the device")?;

@@ -123,7 +123,7 @@ fn mosquitto_configuration(
 ) -> String {
     format!(
         "\
-# mosquitto for an Edgeward fleet. Every client shows a certificate of the fleet's authority; its common
+# mosquitto for an Edgeward fleet: a whole configuration, for `mosquitto -c`. Every client shows a certificate of the fleet's authority; its common
 # name is its user name and its client id, so that nobody can take over another's connection.
 listener {port}
 cafile {ca}
@@ -142,6 +142,7 @@ max_packet_size 270336
 max_inflight_bytes 524288
 # A broker without persistence forgets everything at a restart; `fleetctl sync` brings it back.
 persistence true
+persistence_location /var/lib/mosquitto/
 persistent_client_expiration 14d
 ",
         ca = ca.display(),

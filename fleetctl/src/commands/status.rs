@@ -46,9 +46,10 @@ impl Args {
                     .is_some_and(|groups| groups.contains(group))
             });
         }
-        let link = operator.connect().await?;
-        let reports = statuses::fetch(&link, operator.home.fleet(), &devices).await?;
-        link.close().await;
+        let fleet = operator.home.fleet();
+        let reports = operator
+            .ask(async |link| statuses::fetch(link, fleet, &devices).await)
+            .await?;
         let groups = |report: &Report| membership.get(&report.device).cloned().unwrap_or_default();
         if self.json {
             let rows: Vec<_> = reports.iter().map(|r| to_json(r, &groups(r))).collect();
