@@ -5,9 +5,11 @@
 //! decided here, whatever the request asks for. The private key of a device is never seen.
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ParsedPublicKey};
+use edgeward_models::durable::{self, Access};
 use edgeward_models::name::{DeviceId, FleetName};
 use jiff::civil::Date;
 use jiff::{Timestamp, ToSpan, tz::TimeZone};
@@ -34,6 +36,16 @@ const DEVICE_YEARS: i32 = 1;
 pub struct Identity {
     pub certificate: String,
     pub key: String,
+}
+
+impl Identity {
+    /// Writes both files, the key for its owner only; returns their paths.
+    pub fn write(&self, directory: &Path, names: [&str; 2]) -> Result<[PathBuf; 2]> {
+        let [certificate, key] = names.map(|name| directory.join(name));
+        durable::write(&key, self.key.as_bytes(), Access::Owner)?;
+        durable::write(&certificate, self.certificate.as_bytes(), Access::Anyone)?;
+        Ok([certificate, key])
+    }
 }
 
 /// The authority with its private key.

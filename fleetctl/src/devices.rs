@@ -89,15 +89,22 @@ impl Devices {
 
 impl Device {
     pub fn from_pem(id: DeviceId, pem: &[u8]) -> Result<Self> {
-        let unreadable = "it is not a certificate";
-        let (_, block) = parse_x509_pem(pem).ok().context(unreadable)?;
-        let certificate = block.parse_x509().ok().context(unreadable)?;
+        let (_, block) = parse_x509_pem(pem).ok().context(NO_CERTIFICATE)?;
+        let certificate = block.parse_x509().ok().context(NO_CERTIFICATE)?;
         Ok(Self {
             public_key: certificate.public_key().raw.to_vec(),
             fingerprint: Digest::of(&block.contents),
-            not_after: Timestamp::from_second(certificate.validity().not_after.timestamp())
-                .context(unreadable)?,
+            not_after: not_after(pem)?,
             id,
         })
     }
+}
+
+const NO_CERTIFICATE: &str = "it is not a certificate";
+
+/// When a certificate (PEM) ends.
+pub fn not_after(pem: &[u8]) -> Result<Timestamp> {
+    let (_, block) = parse_x509_pem(pem).ok().context(NO_CERTIFICATE)?;
+    let certificate = block.parse_x509().ok().context(NO_CERTIFICATE)?;
+    Timestamp::from_second(certificate.validity().not_after.timestamp()).context(NO_CERTIFICATE)
 }

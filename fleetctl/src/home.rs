@@ -19,13 +19,20 @@ use edgeward_models::durable::{self, Access};
 use edgeward_models::fleet::enrolment::BrokerAddress;
 use edgeward_models::name::FleetName;
 use edgeward_models::sign::KeyRing;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::authority::Authority;
-use crate::devices::Devices;
+use crate::devices::{Devices, not_after};
 
 /// No file of the home read whole is larger.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+/// Certificate and key of the authority, and of the operator, below `ca/`.
+pub const CA_FILES: [&str; 2] = ["ca.pem", "ca.key"];
+pub const OPERATOR_FILES: [&str; 2] = ["operator.pem", "operator.key"];
+/// How long before its end the operator's certificate is made anew.
+const OPERATOR_RENEWAL: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 /// What `fleet.toml` says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -134,13 +141,18 @@ impl Home {
         )
     }
 
-    /// PEM: certificate and private key that fleetctl shows the broker.
+    /// PEM: certificate and private key that fleetctl shows the broker. Made anew when they are about to end
+    /// and the authority's key is at hand.
     pub fn operator_certificate(&self) -> Result<(String, String)> {
-        let ca = self.directory.join("ca");
-        Ok((
-            self.read(&ca.join("operator.pem"))?,
-            self.read(&ca.join("operator.key"))?,
-        ))
+        let [certificate, key] = OPERATOR_FILES.map(|name| self.directory.join("ca").join(name));
+        let pem = self.read(&certificate)?;
+        let soon = Timestamp::now() + OPERATOR_RENEWAL;
+        if not_after(pem.as_bytes())? < soon && self.ca_key_path().exists() {
+            let renewed = self.authority()?.operator()?;
+            renewed.write(&self.directory.join("ca"), OPERATOR_FILES)?;
+            return Ok((renewed.certificate, renewed.key));
+        }
+        Ok((pem, self.read(&key)?))
     }
 
     /// PEM: the authority that broker and devices are certified by.
@@ -149,11 +161,11 @@ impl Home {
     }
 
     pub fn ca_certificate_path(&self) -> PathBuf {
-        self.directory.join("ca/ca.pem")
+        self.directory.join("ca").join(CA_FILES[0])
     }
 
     fn ca_key_path(&self) -> PathBuf {
-        self.directory.join("ca/ca.key")
+        self.directory.join("ca").join(CA_FILES[1])
     }
 
     pub fn keys_directory(&self) -> PathBuf {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use desk::{Desk, sample, text};
 use edgeward_models::fleet::topic::Topic;
-use edgeward_models::name::{GroupName, ModelName, Version};
+use edgeward_models::name::{GroupName, ModelName};
 use edgeward_models::repository::DirectorySource;
 use edgeward_models::verify::{Policy, TrustStore, Update, VerifiedRepository};
 use jiff::Timestamp;
@@ -321,5 +321,25 @@ fn nothing_changes_when_the_broker_cannot_be_reached() {
         desk.run(&["group", "list", "--json"]).expect(0).json()["groups"],
         serde_json::json!([])
     );
-    let _ = Version::new(1, 0, 0);
+}
+
+#[test]
+fn the_host_that_refreshes_needs_two_keys_and_can_do_nothing_else() {
+    let desk = Desk::with_broker();
+    let path = sample("digits-1.0.0");
+    let push = ["push", text(&path), "--group", "g", "--no-wait"];
+    desk.run(&push).expect(0);
+    for role in ["root", "targets", "releases", "rollouts"] {
+        std::fs::remove_file(desk.home().join(format!("keys/{role}.pem"))).expect("remove");
+    }
+    std::fs::remove_file(desk.home().join("ca/ca.key")).expect("remove");
+    desk.run(&["refresh"]).expect(0);
+    let said = desk.run(&push).expect(2);
+    assert!(
+        said.err.contains("the key of role rollouts is needed"),
+        "{}",
+        said.err
+    );
+    let said = desk.run(&["sync"]).expect(0);
+    assert!(said.err.starts_with("0 messages"), "{}", said.err);
 }

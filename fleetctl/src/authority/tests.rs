@@ -164,3 +164,42 @@ fn base64(bytes: &[u8]) -> String {
     }
     text
 }
+
+#[test]
+fn an_operator_certificate_that_is_about_to_end_is_made_anew() {
+    use crate::devices::not_after;
+    use crate::home::{CA_FILES, FleetFile, Home, OPERATOR_FILES, parse_broker};
+    let directory = tempfile::tempdir().expect("tempdir");
+    let files = Authority::generate(&"hospital".parse().expect("name")).expect("authority");
+    let authority = Authority::from_pem(&files.certificate, &files.key).expect("authority");
+    let ending = authority
+        .identity(params(OPERATOR, 0).expect("params"))
+        .expect("identity");
+    Home::prepare(directory.path()).expect("prepare");
+    let ca = directory.path().join("ca");
+    files.write(&ca, CA_FILES).expect("write");
+    ending.write(&ca, OPERATOR_FILES).expect("write");
+    let fleet = FleetFile {
+        fleet: "hospital".parse().expect("name"),
+        broker: parse_broker("localhost:8883").expect("address"),
+    };
+    let home = Home::create(directory.path(), fleet).expect("create");
+    let (renewed, key) = home.operator_certificate().expect("certificate");
+    assert_ne!(renewed, ending.certificate);
+    assert!(
+        not_after(renewed.as_bytes()).expect("end")
+            > not_after(ending.certificate.as_bytes()).expect("end")
+    );
+    // The new one is kept and not made again.
+    assert_eq!(
+        home.operator_certificate().expect("certificate"),
+        (renewed, key)
+    );
+    // Without the authority's key the old one is used while it lasts.
+    std::fs::remove_file(ca.join(CA_FILES[1])).expect("remove");
+    ending.write(&ca, OPERATOR_FILES).expect("write");
+    assert_eq!(
+        home.operator_certificate().expect("certificate").0,
+        ending.certificate
+    );
+}

@@ -1,6 +1,6 @@
 //! `fleetctl init`: a new fleet.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -10,8 +10,8 @@ use edgeward_models::name::FleetName;
 use edgeward_models::sign::{KeyRing, Repository};
 use jiff::Timestamp;
 
-use crate::authority::{Authority, Identity, OPERATOR};
-use crate::home::{FleetFile, Home, parse_broker};
+use crate::authority::{Authority, OPERATOR};
+use crate::home::{CA_FILES, FleetFile, Home, OPERATOR_FILES, parse_broker};
 use crate::printer::Printer;
 
 /// Make a new fleet: signing keys, certificate authority, operator's certificate, empty repository
@@ -44,12 +44,10 @@ impl Args {
         let now = Timestamp::now();
         let ca = Authority::generate(&self.name)?;
         let authority = Authority::from_pem(&ca.certificate, &ca.key)?;
-        write_identity(&home.join("ca"), ["ca.pem", "ca.key"], &ca)?;
-        write_identity(
-            &home.join("ca"),
-            ["operator.pem", "operator.key"],
-            &authority.operator()?,
-        )?;
+        ca.write(&home.join("ca"), CA_FILES)?;
+        authority
+            .operator()?
+            .write(&home.join("ca"), OPERATOR_FILES)?;
         let keys = KeyRing::generate(&home.join("keys"))?;
         Repository::create(&home.join("repository"), &keys, now)?;
         // Last: a home with a fleet file is whole.
@@ -77,23 +75,12 @@ impl Args {
 /// The broker's certificate and private key, in the broker's directory.
 pub const BROKER_FILES: [&str; 2] = ["certificate.pem", "private-key.pem"];
 
-fn write_identity(directory: &Path, names: [&str; 2], identity: &Identity) -> Result<[PathBuf; 2]> {
-    let [certificate, key] = names.map(|name| directory.join(name));
-    durable::write(&key, identity.key.as_bytes(), Access::Owner)?;
-    durable::write(
-        &certificate,
-        identity.certificate.as_bytes(),
-        Access::Anyone,
-    )?;
-    Ok([certificate, key])
-}
-
 /// Certifies a broker and writes what mosquitto needs beside the certificate; prints its configuration.
 pub fn certify_broker(home: &Home, hosts: &[String], printer: &Printer) -> Result<()> {
     let directory = home.broker_directory();
     durable::create_directory(&directory)?;
     let identity = home.authority()?.broker(hosts)?;
-    let [certificate, key] = write_identity(&directory, BROKER_FILES, &identity)?;
+    let [certificate, key] = identity.write(&directory, BROKER_FILES)?;
     let ca = directory.join("ca.pem");
     durable::write(&ca, home.ca_certificate()?.as_bytes(), Access::Anyone)?;
     let acl = directory.join("acl");
