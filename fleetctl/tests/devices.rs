@@ -96,6 +96,48 @@ fn a_status_that_another_device_signed_counts_for_nothing() {
 }
 
 #[test]
+fn a_hundred_devices_are_all_heard_though_the_broker_drops_what_it_cannot_hold() {
+    let mut desk = Desk::new();
+    let devices: Vec<_> = (0..100)
+        .map(|n| desk.enroll(&format!("d-{n}"), "radiology"))
+        .collect();
+    desk.start_broker();
+    let messages = devices
+        .iter()
+        .map(|device| {
+            let status = device.status(1, 1, Some(1), 1, Phase::Active);
+            (
+                Topic::Status(device.bundle.device.clone()),
+                device.signed(&status),
+            )
+        })
+        .collect();
+    devices[0].publishes_all(messages);
+    let rows = desk.run(&["status", "--json"]).expect(0).json();
+    let rows = rows["devices"].as_array().expect("devices");
+    assert_eq!(rows.len(), 100);
+    assert!(rows.iter().all(|row| row["verified"] == true), "{rows:?}");
+    let path = sample("digits-1.0.0");
+    let said = desk
+        .run(&[
+            "push",
+            text(&path),
+            "--group",
+            "radiology",
+            "--timeout",
+            "20",
+        ])
+        .expect(0);
+    assert_eq!(
+        said.out
+            .lines()
+            .filter(|line| line.contains("  active  "))
+            .count(),
+        100
+    );
+}
+
+#[test]
 fn a_reader_that_has_seen_enough_is_no_failure() {
     let desk = Desk::new();
     desk.enroll("ct-1", "radiology");

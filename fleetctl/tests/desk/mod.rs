@@ -305,8 +305,12 @@ impl Device {
         self.publishes(Topic::Online(self.bundle.device.clone()), message);
     }
 
-    /// Publishes a retained message with this device's certificate, and waits for the broker's word.
     pub fn publishes(&self, topic: Topic, message: Vec<u8>) {
+        self.publishes_all(vec![(topic, message)]);
+    }
+
+    /// Publishes retained messages with this device's certificate, each with the broker's word.
+    pub fn publishes_all(&self, messages: Vec<(Topic, Vec<u8>)>) {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let mut options = MqttOptions::new(
             self.bundle.device.as_str(),
@@ -319,24 +323,22 @@ impl Device {
         options.set_max_packet_size(Some(1 << 20));
         let publish = async {
             let (client, mut events) = AsyncClient::new(options, 4);
-            client
-                .publish(
-                    topic.in_fleet(&self.bundle.fleet),
-                    QoS::AtLeastOnce,
-                    true,
-                    message,
-                )
-                .await
-                .expect("publish");
-            loop {
-                if let Event::Incoming(Packet::PubAck(ack)) =
-                    events.poll().await.expect("connection")
-                {
-                    assert!(matches!(
-                        ack.reason,
-                        PubAckReason::Success | PubAckReason::NoMatchingSubscribers
-                    ));
-                    break;
+            for (topic, message) in messages {
+                let topic = topic.in_fleet(&self.bundle.fleet);
+                client
+                    .publish(topic, QoS::AtLeastOnce, true, message)
+                    .await
+                    .expect("publish");
+                loop {
+                    if let Event::Incoming(Packet::PubAck(ack)) =
+                        events.poll().await.expect("connection")
+                    {
+                        assert!(matches!(
+                            ack.reason,
+                            PubAckReason::Success | PubAckReason::NoMatchingSubscribers
+                        ));
+                        break;
+                    }
                 }
             }
             client.disconnect().await.expect("disconnect");
