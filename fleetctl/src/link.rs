@@ -8,22 +8,23 @@
 //! topic. Sizes are checked before anything is sent. A few packets at most are in flight, and the task that
 //! polls the connection never sends.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rand::Rng;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{
-    ConnAck, Filter, Packet, PubAck, PubAckReason, SubAck, SubscribeReasonCode, UnsubAck,
-    UnsubAckReason,
-};
-use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions};
-use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, Transport};
-use tokio::sync::{Notify, Semaphore, oneshot};
+use rumqttc::v5::mqttbytes::v5::{ConnAck, Filter, Packet};
+use rumqttc::v5::{AsyncClient, ConnectionError, Event, MqttOptions};
+use rumqttc::{NetworkOptions, TlsConfiguration, Transport};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
+
+mod routing;
+
+use routing::{Kind, Shared, poll};
 
 /// The largest packet sent or taken. Chunks and metadata stay below 64 KiB; a status may be larger.
 const MAX_PACKET_BYTES: u32 = 256 * 1024 + 1024;
@@ -64,52 +65,6 @@ pub enum LinkError {
         size: usize,
         limit: usize,
     },
-}
-
-type Answer = oneshot::Sender<Result<(), String>>;
-
-/// What the polling task and the callers share.
-#[derive(Default)]
-struct State {
-    /// Handed to the client, packet id not yet known. The client keeps their order.
-    queued: HashMap<Kind, VecDeque<Answer>>,
-    /// On their way, by packet id.
-    waiting: HashMap<(Kind, u16), Answer>,
-    /// The newest message of each topic followed, until taken.
-    inbox: HashMap<String, Bytes>,
-    /// Topics followed: messages of others are dropped.
-    followed: std::collections::HashSet<String>,
-    lost: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Kind {
-    Publish,
-    Subscribe,
-    Unsubscribe,
-}
-
-#[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    /// Something came in, or the connection broke.
-    news: Notify,
-}
-
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lose(&self, problem: String) {
-        let mut state = self.state();
-        state.lost.get_or_insert(problem);
-        // Dropping the senders tells every caller.
-        state.queued.clear();
-        state.waiting.clear();
-        drop(state);
-        self.news.notify_one();
-    }
 }
 
 /// A living connection. Not meant for concurrent fetching: one caller at a time follows topics.
@@ -324,104 +279,6 @@ impl Link {
     }
 }
 
-/// Only routes; never sends, never waits on a caller.
-async fn poll(mut events: EventLoop, shared: Arc<Shared>) {
-    loop {
-        match events.poll().await {
-            Ok(event) => route(&shared, event),
-            Err(e) => return shared.lose(connect_problem(&e)),
-        }
-    }
-}
-
-fn route(shared: &Shared, event: Event) {
-    match event {
-        Event::Outgoing(Outgoing::Publish(id)) => sent(shared, Kind::Publish, id),
-        Event::Outgoing(Outgoing::Subscribe(id)) => sent(shared, Kind::Subscribe, id),
-        Event::Outgoing(Outgoing::Unsubscribe(id)) => sent(shared, Kind::Unsubscribe, id),
-        Event::Incoming(Packet::PubAck(PubAck { pkid, reason, .. })) => {
-            acknowledged(shared, Kind::Publish, pkid, publish_answer(reason));
-        }
-        Event::Incoming(Packet::SubAck(SubAck {
-            pkid, return_codes, ..
-        })) => {
-            acknowledged(
-                shared,
-                Kind::Subscribe,
-                pkid,
-                subscribe_answer(&return_codes),
-            );
-        }
-        Event::Incoming(Packet::UnsubAck(UnsubAck { pkid, reasons, .. })) => {
-            acknowledged(
-                shared,
-                Kind::Unsubscribe,
-                pkid,
-                unsubscribe_answer(&reasons),
-            );
-        }
-        Event::Incoming(Packet::Publish(publish)) => {
-            let Ok(topic) = String::from_utf8(publish.topic.to_vec()) else {
-                return;
-            };
-            // An empty message takes a retained one away: no news.
-            if publish.payload.is_empty() {
-                return;
-            }
-            let mut state = shared.state();
-            if state.followed.contains(&topic) {
-                state.inbox.insert(topic, publish.payload);
-                drop(state);
-                shared.news.notify_one();
-            }
-        }
-        _ => {}
-    }
-}
-
-fn sent(shared: &Shared, kind: Kind, id: u16) {
-    let mut state = shared.state();
-    if let Some(answer) = state.queued.get_mut(&kind).and_then(VecDeque::pop_front) {
-        state.waiting.insert((kind, id), answer);
-    }
-}
-
-fn acknowledged(shared: &Shared, kind: Kind, id: u16, result: Result<(), String>) {
-    if let Some(answer) = shared.state().waiting.remove(&(kind, id)) {
-        // A caller that gave up is gone.
-        let _ = answer.send(result);
-    }
-}
-
-/// "No matching subscribers" (0x10) is the usual answer to a retained message: it is kept all the same.
-fn publish_answer(reason: PubAckReason) -> Result<(), String> {
-    match reason {
-        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
-        PubAckReason::NotAuthorized => Err(not_authorized()),
-        PubAckReason::QuotaExceeded => Err("a quota is exceeded".to_owned()),
-        other => Err(format!("{other:?}")),
-    }
-}
-
-fn subscribe_answer(codes: &[SubscribeReasonCode]) -> Result<(), String> {
-    codes.iter().try_for_each(|code| match code {
-        SubscribeReasonCode::Success(_) => Ok(()),
-        SubscribeReasonCode::NotAuthorized => Err(not_authorized()),
-        other => Err(format!("{other:?}")),
-    })
-}
-
-fn unsubscribe_answer(reasons: &[UnsubAckReason]) -> Result<(), String> {
-    reasons.iter().try_for_each(|reason| match reason {
-        UnsubAckReason::Success | UnsubAckReason::NoSubscriptionExisted => Ok(()),
-        other => Err(format!("{other:?}")),
-    })
-}
-
-fn not_authorized() -> String {
-    "not authorized; check the broker's access list for the operator's certificate".to_owned()
-}
-
 /// What the broker offers; the largest packet it takes.
 fn accept(connack: &ConnAck) -> Result<usize, String> {
     let Some(offers) = &connack.properties else {
@@ -454,23 +311,6 @@ fn connect_problem(error: &ConnectionError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn retained_without_a_subscriber_is_success_and_every_other_code_an_error() {
-        assert!(publish_answer(PubAckReason::Success).is_ok());
-        assert!(publish_answer(PubAckReason::NoMatchingSubscribers).is_ok());
-        assert!(
-            publish_answer(PubAckReason::NotAuthorized)
-                .expect_err("refused")
-                .contains("access list")
-        );
-        assert!(publish_answer(PubAckReason::QuotaExceeded).is_err());
-        let codes = [
-            SubscribeReasonCode::Success(QoS::AtLeastOnce),
-            SubscribeReasonCode::NotAuthorized,
-        ];
-        assert!(subscribe_answer(&codes).is_err());
-    }
 
     #[tokio::test]
     async fn nobody_listening_is_an_error_that_names_the_broker() {
