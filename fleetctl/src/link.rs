@@ -104,6 +104,8 @@ impl Link {
         options.set_clean_start(true);
         options.set_max_packet_size(Some(MAX_PACKET_BYTES));
         options.set_connection_timeout(CONNECT_TIMEOUT.as_secs());
+        // Bounds the client's own table, which has 65,536 entries otherwise.
+        options.set_outgoing_inflight_upper_limit(8 * WINDOW as u16);
         let mut network = NetworkOptions::new();
         network.set_tcp_nodelay(true);
         network.set_connection_timeout(CONNECT_TIMEOUT.as_secs());
