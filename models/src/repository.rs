@@ -6,13 +6,14 @@
 //! ```
 //!
 //! The same tree is what `fleetctl export` writes to a USB stick and `edgeward import` reads. Metadata lies there
-//! as plain TUF files; those over one chunk have their pieces below `chunks/` as well, so that every carrier
-//! offers the same two things.
+//! as plain TUF files; those over one chunk have their pieces below `chunks/` as well, for carriers that know
+//! nothing but chunks.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -34,6 +35,9 @@ pub const MAX_METADATA_BYTES: u64 = 8 * 1024 * 1024;
 #[derive(Debug)]
 pub struct DirectorySource {
     directory: Arc<OwnedFd>,
+    /// Pieces of the metadata files read so far: cut here, and perhaps otherwise than by the program that wrote
+    /// the tree.
+    pieces: Mutex<BTreeMap<Digest, Bytes>>,
 }
 
 impl DirectorySource {
@@ -54,7 +58,12 @@ impl DirectorySource {
         }
         Ok(Self {
             directory: Arc::new(directory),
+            pieces: Mutex::default(),
         })
+    }
+
+    fn pieces(&self) -> MutexGuard<'_, BTreeMap<Digest, Bytes>> {
+        self.pieces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn read(&self, path: PathBuf, limit: u64) -> Result<Option<Vec<u8>>, SourceError> {
@@ -75,10 +84,18 @@ impl Source for DirectorySource {
             return Ok(None);
         };
         let packed = pack_metadata(&bytes).map_err(|e| failed(file.to_string(), e))?;
+        let pieces = packed
+            .chunks
+            .into_iter()
+            .map(|(d, bytes)| (d, Bytes::from(bytes)));
+        self.pieces().extend(pieces);
         Ok(Some(packed.head.into()))
     }
 
     async fn chunk(&self, digest: &Digest) -> Result<Option<Bytes>, SourceError> {
+        if let Some(piece) = self.pieces().get(digest) {
+            return Ok(Some(piece.clone()));
+        }
         let bytes = self
             .read(chunk_path(digest), MAX_CHUNK_BYTES as u64)
             .await?;

@@ -374,3 +374,38 @@ async fn links_and_pipes_in_a_directory_are_not_read() {
             .is_err()
     );
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn no_changed_byte_of_a_linked_file_goes_unnoticed(
+        file in 0usize..4,
+        place in proptest::prelude::any::<proptest::sample::Index>(),
+        change in 1u8..,
+        junk in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+    ) {
+        use std::sync::LazyLock;
+        static FLEET: LazyLock<std::sync::Mutex<Fleet>> = LazyLock::new(|| Fleet::new().into());
+        let fleet = FLEET.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(async {
+            let file = ["1.snapshot.json", "1.targets.json", "1.releases.json", "1.rollouts.json"][file];
+            let device = Device::enrolled(&fleet);
+            let carrier = fleet.carrier.copy();
+            let mut bytes = fleet.file(file);
+            let at = place.index(bytes.len());
+            bytes[at] ^= change;
+            carrier.put(file, &bytes);
+            device.refuses(&carrier, day(0)).await;
+            // And whatever else may stand in any topic ends in a refusal, not in a panic.
+            for file in [file, "timestamp.json", "2.root.json"] {
+                let carrier = fleet.carrier.copy();
+                carrier.put(file, &junk);
+                device.refuses(&carrier, day(0)).await;
+                carrier.put_head(file, junk.clone());
+                device.refuses(&carrier, day(0)).await;
+            }
+        });
+    }
+}

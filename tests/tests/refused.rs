@@ -80,6 +80,7 @@ fn sign_second_version(fleet: &Fleet, then: Timestamp) {
     wish.release = manifest.release;
     wish.rollout = "signed-long-ago".parse().expect("name");
     source.set_desired(&desired).expect("stage");
+    source.accept_earlier_clock();
     source.commit(&keys, then).expect("sign");
 }
 

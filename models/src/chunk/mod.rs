@@ -12,6 +12,8 @@
 mod fetch;
 mod list;
 mod pack;
+#[cfg(test)]
+mod tests;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -121,7 +123,7 @@ fn decompress(compressed: &[u8], limit: usize) -> Result<Vec<u8>, String> {
 }
 
 #[cfg(test)]
-mod tests {
+mod one_chunk {
     use super::*;
     use proptest::prelude::*;
 

@@ -6,11 +6,13 @@
 //! to become; a key is asked for only when its role is signed.
 
 mod commit;
-mod contents;
 mod export;
 mod keys;
 mod metadata;
 mod repository;
+mod rollouts;
+mod targets;
+mod versions;
 
 use std::path::PathBuf;
 

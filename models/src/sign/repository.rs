@@ -31,6 +31,7 @@ pub struct Repository {
     /// Targets to be signed by the next commit; `None` takes one away.
     pub(super) staged: BTreeMap<String, Option<Target>>,
     pub(super) lifetimes: Lifetimes,
+    pub(super) earlier_clock_accepted: bool,
 }
 
 impl std::fmt::Debug for Repository {
@@ -113,12 +114,19 @@ impl Repository {
             _lock: lock,
             staged: BTreeMap::new(),
             lifetimes: Lifetimes::default(),
+            earlier_clock_accepted: false,
         })
     }
 
     /// Signs with other lifetimes from now on.
     pub fn set_lifetimes(&mut self, lifetimes: Lifetimes) {
         self.lifetimes = lifetimes;
+    }
+
+    /// Signs although the clock is behind the last signature: the way back after a signature that was made with
+    /// a clock in the future.
+    pub fn accept_earlier_clock(&mut self) {
+        self.earlier_clock_accepted = true;
     }
 
     pub fn directory(&self) -> &Path {

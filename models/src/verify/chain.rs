@@ -6,24 +6,18 @@
 //! of plain names.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU64;
 
 use jiff::Timestamp as Time;
 use serde::de::DeserializeOwned;
-use tough::schema::{
-    Delegations, Metafile, Role, RoleType, Root, Signed, Snapshot, Targets, Timestamp,
-};
+use tough::schema::{Delegations, Role, RoleType, Root, Signed, Snapshot, Targets, Timestamp};
 
 use super::VerifyError;
+use super::link::{self, link, target_info};
 use super::verified::TargetInfo;
-use crate::chunk::{ChunkRef, MAX_CHUNK_BYTES};
-use crate::digest::Digest;
 use crate::name::FileName;
 
 /// The extra field that says when a timestamp (or a root) was signed.
 pub const SIGNED_AT: &str = "signed_at";
-/// The field of a target's `custom` that names its list of chunks.
-pub const LIST: &str = "list";
 const TIMESTAMP_FILE: &str = "timestamp.json";
 
 /// One role's file as it was verified.
@@ -83,7 +77,7 @@ impl Chain {
             bytes,
         );
 
-        let link = self::link(&file, &snapshot.signed.meta, "targets.json")?;
+        let link = link::link(&file, &snapshot.signed.meta, "targets.json")?;
         let file = link.file("targets");
         let bytes = link.check(&file, get(&file)?)?;
         let mut targets: Signed<Targets> = parse(&file, &bytes)?;
@@ -221,61 +215,6 @@ fn verify_delegations(
     Ok(())
 }
 
-/// What one file says of the next.
-struct Link {
-    version: u64,
-    length: u64,
-    sha256: Digest,
-}
-
-fn link(
-    from: &str,
-    meta: &std::collections::HashMap<String, Metafile>,
-    name: &str,
-) -> Result<Link, VerifyError> {
-    let entry = meta
-        .get(name)
-        .ok_or_else(|| refused(from, format!("it does not list {name}")))?;
-    let sha256 = entry.hashes.as_ref().and_then(|h| digest(&h.sha256));
-    match (entry.length, sha256) {
-        (Some(length), Some(sha256)) => Ok(Link {
-            version: entry.version.get(),
-            length,
-            sha256,
-        }),
-        _ => Err(refused(
-            from,
-            format!("it gives no length and digest of {name}"),
-        )),
-    }
-}
-
-impl Link {
-    fn file(&self, role: &str) -> String {
-        format!("{}.{role}.json", self.version)
-    }
-
-    fn check(&self, file: &str, bytes: Vec<u8>) -> Result<Vec<u8>, VerifyError> {
-        if bytes.len() as u64 != self.length || Digest::of(&bytes) != self.sha256 {
-            return Err(refused(
-                file,
-                "its content is not the one that signed metadata names",
-            ));
-        }
-        Ok(bytes)
-    }
-
-    fn check_version(&self, file: &str, found: NonZeroU64) -> Result<(), VerifyError> {
-        if found.get() != self.version {
-            return Err(refused(
-                file,
-                format!("it says of itself that it is version {found}"),
-            ));
-        }
-        Ok(())
-    }
-}
-
 fn parse<T: DeserializeOwned>(file: &str, bytes: &[u8]) -> Result<T, VerifyError> {
     serde_json::from_slice(bytes).map_err(|e| {
         refused(
@@ -319,38 +258,6 @@ fn sorted_hex(ids: &[tough::schema::decoded::Decoded<tough::schema::decoded::Hex
     ids.sort();
     ids.dedup();
     ids
-}
-
-/// What is believed of one target.
-pub fn target_info(name: &str, target: &tough::schema::Target) -> Result<TargetInfo, VerifyError> {
-    let refused = |problem| refused(format!("target {name}"), problem);
-    let sha256 = digest(&target.hashes.sha256).ok_or_else(|| refused("it has no SHA-256"))?;
-    let list = match target.custom.get(LIST) {
-        None => None,
-        Some(value) => Some(list_ref(value).ok_or_else(|| refused("its list is not one"))?),
-    };
-    if list.is_none() && target.length > MAX_CHUNK_BYTES as u64 {
-        return Err(refused(
-            "it is larger than a chunk and has no list of chunks",
-        ));
-    }
-    Ok(TargetInfo {
-        name: name.to_owned(),
-        length: target.length,
-        sha256,
-        list,
-    })
-}
-
-fn list_ref(value: &serde_json::Value) -> Option<ChunkRef> {
-    Some(ChunkRef {
-        sha256: value.get("sha256")?.as_str()?.parse().ok()?,
-        length: value.get("length")?.as_u64()?.try_into().ok()?,
-    })
-}
-
-fn digest(bytes: &[u8]) -> Option<Digest> {
-    Some(Digest::from_bytes(bytes.try_into().ok()?))
 }
 
 fn refused(file: impl Into<String>, problem: impl Into<String>) -> VerifyError {

@@ -230,7 +230,10 @@ fn broken(url: &Url, problem: &str) -> TransportStream {
 fn problem(error: &ToughError) -> String {
     match error {
         ToughError::VerifyMetadata { source, .. } => {
-            format!("it is not signed by the keys that this device trusts for it ({source})")
+            format!(
+                "it is not signed by the keys that this device trusts for it ({source}); a repository from \
+                 before the fleet's last change of keys looks the same"
+            )
         }
         ToughError::ParseMetadata { source, .. } => {
             format!("it is not the TUF metadata it should be ({source})")

@@ -13,6 +13,7 @@
 
 mod chain;
 mod disk;
+mod link;
 mod loader;
 mod policy;
 mod state;
@@ -25,7 +26,9 @@ use crate::chunk::ChunkError;
 use crate::name::FileName;
 
 #[cfg(feature = "sign")]
-pub(crate) use chain::{Chain, LIST, RoleFile, SIGNED_AT, target_info};
+pub(crate) use chain::{Chain, RoleFile, SIGNED_AT};
+#[cfg(feature = "sign")]
+pub(crate) use link::{LIST, target_info};
 pub use policy::Policy;
 pub use trust_store::TrustStore;
 pub use verified::{TargetInfo, VerifiedRepository};

@@ -83,7 +83,9 @@ impl TrustStore {
     /// A source older than the device's state is `Update::Older`, a friendly no-op.
     ///
     /// A newer root is kept even when the rest is refused: it is proven by itself, and what it revokes must
-    /// not come back because of a dropped link (TUF 5.3.8).
+    /// not come back because of a dropped link (TUF 5.3.8). Time limits belong into the source, fetch by fetch:
+    /// dropping this future while it fetches also drops the roots that it has seen. What follows the last fetch
+    /// (verification, fsync) runs without a pause, so it is never split; call this where a thread may block.
     pub async fn update(
         &mut self,
         source: Arc<dyn Source>,
