@@ -1,26 +1,43 @@
-//! One sandboxed process per loaded model version. (Contract; bodies to be written.)
-#![allow(dead_code, unused_variables)]
+//! One sandboxed process per loaded model version.
+//!
+//! A model file is foreign input to a large C++ parser and a delegate is a vendor's driver: both are known to
+//! crash and to hang. So TFLite runs only in worker processes. The agent's side ([`Worker`], [`Slot`],
+//! [`Answer`]) shares memory with the worker and believes nothing it says; the worker's side (`child`) puts
+//! on its sandbox before it touches the model or a plugin, and never gets a socket or a file of its own.
+//!
+//! What a caller may rely on: a deadline is kept whatever the device does; only the model's own invoke limit
+//! ends a worker, so no caller can; a death fails everything in flight at once and names the inputs that
+//! were running.
+
+mod child;
+mod clock;
+pub mod cpu;
+mod filter;
+mod handle;
+mod memory;
+mod process;
+mod request;
+mod sandbox;
+mod slots;
+mod socket;
+mod spawner;
+mod supervisor;
+mod wire;
+
+pub use child::run as run_child;
+pub use handle::Worker;
+pub use request::{Answer, Slot};
+pub use spawner::Spawner;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use edgeward_models::Manifest;
 use edgeward_models::manifest::DelegateChoice;
 
 use crate::config::{DelegateProfile, Sandbox};
-
-/// Starts workers. Cheap to clone. Owns the one thread that forks them, which lives as long as the agent
-/// (the parent-death signal follows the thread).
-#[derive(Clone)]
-pub struct Spawner {}
-
-impl Spawner {
-    /// `program`: the binary that is re-executed with the private verb `worker`.
-    pub fn new(program: PathBuf) -> Result<Self, WorkerError> {
-        todo!()
-    }
-}
 
 /// Everything one worker needs to know. One worker = one model version on one delegate.
 #[derive(Debug, Clone)]
@@ -43,10 +60,6 @@ pub struct WorkerSpec {
     pub sandbox: Sandbox,
 }
 
-/// A running worker that has loaded its model. Dropping the last handle ends the process.
-#[derive(Clone)]
-pub struct Worker {}
-
 /// What loading found out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadFacts {
@@ -67,94 +80,6 @@ pub struct WorkerDeath {
     pub stderr: String,
     /// SHA-256 over the inputs that were running (not merely waiting) when it died.
     pub suspects: Vec<edgeward_models::Digest>,
-}
-
-impl Worker {
-    /// Starts a process, sandboxes it, loads library, delegate and model, builds the interpreters, checks them
-    /// against the manifest's signatures. A failure carries TFLite's own words.
-    pub async fn start(spawner: &Spawner, spec: WorkerSpec) -> Result<Self, WorkerError> {
-        todo!()
-    }
-
-    pub fn facts(&self) -> &LoadFacts {
-        todo!()
-    }
-
-    /// After the golden vectors: puts on the second seccomp filter, which also removes file opening (unless
-    /// the delegate's profile needs it).
-    pub async fn seal(&self) -> Result<(), WorkerError> {
-        todo!()
-    }
-
-    /// A slot with room for `bytes` of inputs: the permit and the memory at once. Waits at most `wait`.
-    pub async fn lease(&self, bytes: usize, wait: Duration) -> Result<Slot, WorkerError> {
-        todo!()
-    }
-
-    /// Resolves when the process has ended.
-    pub async fn died(&self) -> WorkerDeath {
-        todo!()
-    }
-
-    /// Requests that hold a slot now.
-    pub fn in_flight(&self) -> usize {
-        todo!()
-    }
-
-    /// Resident bytes of the process.
-    pub fn resident_bytes(&self) -> u64 {
-        todo!()
-    }
-
-    /// Ends the process (SIGKILL); in-flight requests fail at once.
-    pub fn kill(&self, reason: &str) {
-        todo!()
-    }
-}
-
-/// Memory for one request, shared with the worker. Given back when this and any [`Answer`] made from it are
-/// dropped *and* the worker has finished with it.
-pub struct Slot {}
-
-impl Slot {
-    /// Reserves the next input, 64-byte aligned, and returns its memory to be filled. Inputs are reserved in
-    /// the signature's order. `shape` has no free dimension any more.
-    pub fn input(&mut self, shape: &[i64], bytes: usize) -> Result<&mut [u8], WorkerError> {
-        todo!()
-    }
-
-    /// SHA-256 over all inputs reserved so far (for the table of inputs that crashed).
-    pub fn input_digest(&self) -> edgeward_models::Digest {
-        todo!()
-    }
-
-    /// Runs the model (`signature`: index into the manifest). At `deadline` it answers `Deadline` whatever
-    /// the device is doing; dropping the future cancels what has not started.
-    pub async fn invoke(self, signature: usize, deadline: Instant) -> Result<Answer, WorkerError> {
-        todo!()
-    }
-}
-
-/// The outputs of one request, in the signature's order, still in shared memory.
-pub struct Answer {}
-
-impl Answer {
-    pub fn output(&self, index: usize) -> &[u8] {
-        todo!()
-    }
-
-    pub fn shape(&self, index: usize) -> &[i64] {
-        todo!()
-    }
-
-    /// From handing over to the worker until an interpreter began.
-    pub fn queue_time(&self) -> Duration {
-        todo!()
-    }
-
-    pub fn invoke_time(&self) -> Duration {
-        todo!()
-    }
 }
 
 #[derive(Debug, thiserror::Error)]

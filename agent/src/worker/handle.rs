@@ -1,0 +1,326 @@
+//! Starting a worker and holding on to it.
+
+use std::io::{Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use edgeward_models::manifest::DelegateChoice;
+use edgeward_models::name::DelegateName;
+use rustix::fs::{MemfdFlags, OFlags};
+use tokio::io::unix::AsyncFd;
+
+use super::memory::Memory;
+use super::process::{Exit, Process};
+use super::request::Slot;
+use super::slots::Layout;
+use super::supervisor::{Supervisor, hear};
+use super::wire::{self, DelegateSetup, FromWorker, PluginSetup, Setup, ToWorker};
+use super::{LoadFacts, Spawner, WorkerDeath, WorkerError, WorkerSpec, delegate_options, socket};
+use crate::config::{DelegateProfile, Sandbox};
+
+/// A running worker that has loaded its model. Dropping the last handle ends the process.
+#[derive(Clone)]
+pub struct Worker {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    supervisor: Arc<Supervisor>,
+    facts: LoadFacts,
+    request_limit: u64,
+    opens_files_late: bool,
+    seal: tokio::sync::Mutex<()>,
+    /// Keeps the thread that the process's life depends on.
+    _spawner: Spawner,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.supervisor.end("it is no longer needed");
+    }
+}
+
+/// How long a worker that is already running may take for a control message.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Worker {
+    /// Starts a process, sandboxes it, loads library, delegate and model, builds the interpreters, checks
+    /// them against the manifest's signatures. A failure carries TFLite's own words.
+    pub async fn start(spawner: &Spawner, spec: WorkerSpec) -> Result<Self, WorkerError> {
+        let started = Instant::now();
+        let layout = Layout::new(&spec.manifest, spec.slots, spec.request_bytes)
+            .map_err(WorkerError::Start)?;
+        let setup = setup(&spec, layout)?;
+        let (control, their_control) = socket_pair()?;
+        let (jobs, their_jobs) = socket_pair()?;
+        let length = layout.total().unwrap_or(0);
+        let (slots, memory) =
+            Memory::create("edgeward-slots", length).map_err(start("shared memory"))?;
+        let model = open_model(&spec)?;
+        let document = setup_document(&setup).map_err(start("the set-up document"))?;
+
+        let child = spawner.spawn(their_control).await?;
+        let (model_name, version) = (&spec.manifest.model, &spec.manifest.version);
+        let process = Process::watch(child, model_name.to_string(), version.to_string())
+            .map_err(start("the thread that watches the process"))?;
+        let mut guard = KillOnDrop(Some(process));
+        let descriptors = [
+            document.as_fd(),
+            their_jobs.as_fd(),
+            model.as_fd(),
+            slots.as_fd(),
+        ];
+        socket::send(control.get_ref(), b"setup", &descriptors).map_err(start("its set-up"))?;
+        // Only the worker's ends may stay open, or its death would not close them.
+        drop((their_jobs, model, slots, document));
+
+        let loading = load(&control, guard.process());
+        let loaded = tokio::time::timeout(spec.load_timeout, loading).await;
+        let (missing, delegated_nodes, total_nodes) = loaded.map_err(|_| {
+            WorkerError::Refused(format!(
+                "loading took longer than {:?}; raise [tflite] load_timeout_ms if the device needs it",
+                spec.load_timeout
+            ))
+        })??;
+        let Some(process) = guard.0.take() else {
+            return Err(WorkerError::Start("lost its process".to_owned()));
+        };
+        let facts = LoadFacts {
+            pid: process.pid(),
+            delegated_nodes,
+            total_nodes,
+            load_time: started.elapsed(),
+            sandbox: missing.map_or_else(
+                || "enforced".to_owned(),
+                |missing| format!("not enforced: {missing}"),
+            ),
+        };
+        tracing::info!(
+            model = %model_name, %version, delegate = %spec.delegate.delegate, pid = facts.pid,
+            delegated_nodes, total_nodes, sandbox = facts.sandbox,
+            load_ms = facts.load_time.as_millis() as u64, "worker ready"
+        );
+        let request_limit = spec.manifest.request_bytes().max(spec.request_bytes as u64);
+        let supervisor = Supervisor::new(spec.manifest, layout, memory, process, jobs, control);
+        Ok(Self {
+            handle: Arc::new(Handle {
+                supervisor,
+                facts,
+                request_limit,
+                opens_files_late: spec.profile.is_some_and(|p| p.opens_files_late),
+                seal: tokio::sync::Mutex::new(()),
+                _spawner: spawner.clone(),
+            }),
+        })
+    }
+
+    pub fn facts(&self) -> &LoadFacts {
+        &self.handle.facts
+    }
+
+    /// After the golden vectors: puts on the second seccomp filter, which also removes file opening (unless
+    /// the delegate's profile needs it).
+    pub async fn seal(&self) -> Result<(), WorkerError> {
+        if self.handle.opens_files_late {
+            return Ok(());
+        }
+        // One question at a time: answers carry no number.
+        let _turn = self.handle.seal.lock().await;
+        let supervisor = &self.handle.supervisor;
+        let sealing = async {
+            supervisor.tell(&ToWorker::Seal).await?;
+            supervisor.hear().await
+        };
+        match tokio::time::timeout(CONTROL_TIMEOUT, sealing).await {
+            Ok(Ok(FromWorker::Sealed)) => Ok(()),
+            Ok(Ok(FromWorker::CannotSeal { reason })) => Err(WorkerError::Start(format!(
+                "the second filter of its sandbox: {reason}"
+            ))),
+            Ok(Ok(_)) => Err(WorkerError::Start("it answered out of turn".to_owned())),
+            Ok(Err(_)) => Err(supervisor.died_error()),
+            Err(_) => Err(WorkerError::Start(
+                "it did not put on the second filter of its sandbox in time".to_owned(),
+            )),
+        }
+    }
+
+    /// A slot with room for `bytes` of inputs: the permit and the memory at once. Waits at most `wait`.
+    pub async fn lease(&self, bytes: usize, wait: Duration) -> Result<Slot, WorkerError> {
+        let limit = self.handle.request_limit;
+        if bytes as u64 > limit {
+            let needed = bytes as u64;
+            return Err(WorkerError::TooLarge { needed, limit });
+        }
+        let lease = self.handle.supervisor.lease(wait).await?;
+        Slot::new(self, lease, bytes)
+    }
+
+    /// Resolves when the process has ended.
+    pub fn died(&self) -> impl Future<Output = WorkerDeath> + Send + use<> {
+        // Not through `self`: waiting for the end must not be what keeps the worker alive.
+        let supervisor = Arc::clone(&self.handle.supervisor);
+        async move { supervisor.died().await }
+    }
+
+    /// Requests that hold a slot now.
+    pub fn in_flight(&self) -> usize {
+        self.handle.supervisor.in_flight()
+    }
+
+    /// Resident bytes of the process.
+    pub fn resident_bytes(&self) -> u64 {
+        self.handle.supervisor.process.resident_bytes()
+    }
+
+    /// Ends the process (SIGKILL); in-flight requests fail at once.
+    pub fn kill(&self, reason: &str) {
+        self.handle.supervisor.end(reason);
+    }
+}
+
+/// Waits until the model is loaded. Returns what the sandbox lacks, delegated and total nodes.
+async fn load(
+    control: &AsyncFd<OwnedFd>,
+    process: &Process,
+) -> Result<(Option<String>, u32, u32), WorkerError> {
+    let mut sandboxed = None;
+    loop {
+        match (hear(control).await, &sandboxed) {
+            (Ok(FromWorker::Sandboxed { missing }), None) => sandboxed = Some(missing),
+            (Ok(FromWorker::CannotStart { reason }), _) => return Err(WorkerError::Start(reason)),
+            (Ok(FromWorker::Refused { reason }), Some(_)) => {
+                return Err(WorkerError::Refused(reason));
+            }
+            (
+                Ok(FromWorker::Ready {
+                    delegated_nodes,
+                    total_nodes,
+                }),
+                Some(missing),
+            ) => return Ok((missing.clone(), delegated_nodes, total_nodes)),
+            (Ok(_), _) => {
+                return Err(WorkerError::Start("it answered out of turn".to_owned()));
+            }
+            (Err(_), sandboxed) => {
+                let Exit { words, stderr } = process.ended().await;
+                let said = if stderr.is_empty() {
+                    String::new()
+                } else {
+                    format!("; its last words: {stderr}")
+                };
+                return Err(if sandboxed.is_some() {
+                    WorkerError::Refused(format!(
+                        "loading it ended the worker, which was {words}{said}"
+                    ))
+                } else {
+                    WorkerError::Start(format!("it ended early: {words}{said}"))
+                });
+            }
+        }
+    }
+}
+
+/// A start that is given up, for whatever reason, leaves no process behind.
+struct KillOnDrop(Option<Process>);
+
+impl KillOnDrop {
+    fn process(&self) -> &Process {
+        // Taken only after the last use.
+        match &self.0 {
+            Some(process) => process,
+            None => unreachable!("the process is taken once, after loading"),
+        }
+    }
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if let Some(process) = &self.0 {
+            process.kill();
+        }
+    }
+}
+
+fn start<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> WorkerError {
+    move |error| WorkerError::Start(format!("{what}: {error}"))
+}
+
+/// Our end, ready for tokio, and the worker's.
+fn socket_pair() -> Result<(AsyncFd<OwnedFd>, OwnedFd), WorkerError> {
+    let pair = || {
+        let (ours, theirs) = socket::pair()?;
+        socket::set_nonblocking(&ours)?;
+        // SAFETY: an `OwnedFd` is this one descriptor until it is dropped, and is never exchanged for another.
+        #[allow(unsafe_code)]
+        let ours = unsafe { AsyncFd::register(ours)? };
+        std::io::Result::Ok((ours, theirs))
+    };
+    pair().map_err(start("a socket pair"))
+}
+
+fn open_model(spec: &WorkerSpec) -> Result<OwnedFd, WorkerError> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open(&spec.model_path, flags, rustix::fs::Mode::empty()).map_err(|error| {
+        WorkerError::Start(format!(
+            "the model file {}: {error}",
+            spec.model_path.display()
+        ))
+    })
+}
+
+fn setup(spec: &WorkerSpec, layout: Layout) -> Result<Setup, WorkerError> {
+    for signature in &spec.manifest.signatures {
+        let most = signature.inputs.len().max(signature.outputs.len());
+        if most > wire::MAX_TENSORS {
+            return Err(WorkerError::Refused(format!(
+                "signature {:?} has {most} inputs or outputs; at most {} are served",
+                signature.name,
+                wire::MAX_TENSORS
+            )));
+        }
+    }
+    Ok(Setup {
+        library: spec.library.clone(),
+        delegate: delegate_setup(&spec.delegate, spec.profile.as_ref())?,
+        signatures: spec.manifest.signatures.clone(),
+        layout,
+        instances: spec.instances.max(1),
+        threads: spec.threads.max(1),
+        memory_limit_bytes: spec.memory_limit_bytes,
+        best_effort: spec.sandbox == Sandbox::BestEffort,
+        golden: spec.manifest.golden_file.is_some(),
+    })
+}
+
+fn delegate_setup(
+    choice: &DelegateChoice,
+    profile: Option<&DelegateProfile>,
+) -> Result<DelegateSetup, WorkerError> {
+    match (choice.delegate.as_str(), profile) {
+        (DelegateName::BUILTIN, _) => Ok(DelegateSetup::Builtin),
+        (DelegateName::XNNPACK, _) => Ok(DelegateSetup::Xnnpack),
+        (_, Some(profile)) => Ok(DelegateSetup::Plugin(PluginSetup {
+            library: profile.library.clone(),
+            options: delegate_options(choice, Some(profile)),
+            read: profile.read.clone(),
+            devices: profile.devices.clone(),
+        })),
+        (name, None) => Err(WorkerError::Start(format!(
+            "this device has no delegate named {name}: add [delegates.{name}] to its configuration"
+        ))),
+    }
+}
+
+/// The set-up as a file in memory, which has no limit of length as a message has.
+fn setup_document(setup: &Setup) -> std::io::Result<OwnedFd> {
+    let bytes = serde_json::to_vec(setup)?;
+    if bytes.len() > wire::MAX_SETUP_BYTES {
+        return Err(std::io::Error::other("it is too long"));
+    }
+    let descriptor = rustix::fs::memfd_create("edgeward-setup", MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(descriptor);
+    file.write_all(&bytes)?;
+    file.rewind()?;
+    Ok(file.into())
+}

@@ -1,0 +1,251 @@
+//! A worker's process as the agent sees it: what it says on stderr, how it ended, and its end by force.
+//!
+//! One thread per worker reads stderr to its end and then waits for the process. Lines become log events
+//! with model and version; the last of them are kept, for they are often the only reason a crash gives.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStderr, ExitStatus};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use tokio::sync::watch;
+
+/// Lines kept for the reason of a death.
+const KEPT_LINES: usize = 20;
+/// A longer line is cut.
+const MAX_LINE_BYTES: usize = 512;
+/// Lines logged per window; a chatty driver must not fill the device's log.
+const LOGGED_LINES: u32 = 100;
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// How the process ended.
+#[derive(Debug, Clone)]
+pub struct Exit {
+    /// `killed by signal 11 (SIGSEGV)`.
+    pub words: String,
+    pub stderr: String,
+}
+
+/// A running process.
+pub struct Process {
+    pid: u32,
+    /// Some until it was reaped: before that its number cannot belong to another process.
+    living: Arc<Mutex<Option<Pid>>>,
+    exit: watch::Receiver<Option<Exit>>,
+}
+
+impl Process {
+    /// Takes over a fresh child. `model` and `version` stand with its lines in the log.
+    pub fn watch(mut child: Child, model: String, version: String) -> std::io::Result<Self> {
+        let pid = child.id();
+        let living = Arc::new(Mutex::new(Pid::from_raw(pid as i32)));
+        let (sender, exit) = watch::channel(None);
+        let (stderr, lives) = (child.stderr.take(), Arc::clone(&living));
+        std::thread::Builder::new()
+            .name("worker-watch".to_owned())
+            .stack_size(256 << 10)
+            .spawn(move || {
+                let stderr = stderr.map_or_else(String::new, |s| capture(s, pid, &model, &version));
+                let words = wait(&mut child, &lives);
+                sender.send_replace(Some(Exit { words, stderr }));
+            })?;
+        Ok(Self { pid, living, exit })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// SIGKILL, if it still lives.
+    pub fn kill(&self) {
+        let living = self.living.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pid) = *living {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+
+    /// Resolves when the process has ended.
+    pub async fn ended(&self) -> Exit {
+        let mut exit = self.exit.clone();
+        let ended = exit.wait_for(Option::is_some).await;
+        match ended.as_deref() {
+            Ok(Some(exit)) => exit.clone(),
+            // The watching thread has panicked.
+            _ => Exit {
+                words: "lost sight of its process".to_owned(),
+                stderr: String::new(),
+            },
+        }
+    }
+
+    /// Resident bytes, 0 once it has ended.
+    pub fn resident_bytes(&self) -> u64 {
+        let kibibytes = std::fs::read_to_string(format!("/proc/{}/status", self.pid))
+            .ok()
+            .and_then(|text| {
+                let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+                line.split_ascii_whitespace().next()?.parse::<u64>().ok()
+            });
+        kibibytes.unwrap_or(0) * 1024
+    }
+}
+
+/// Waits for the end, and reaps only while nobody can be about to signal the number.
+fn wait(child: &mut Child, living: &Mutex<Option<Pid>>) -> String {
+    if let Some(pid) = Pid::from_raw(child.id() as i32) {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        while let Err(rustix::io::Errno::INTR) = rustix::process::waitid(WaitId::Pid(pid), options)
+        {
+        }
+    }
+    let mut living = living.lock().unwrap_or_else(PoisonError::into_inner);
+    let status = child.wait();
+    *living = None;
+    drop(living);
+    status.map_or_else(|error| format!("ended in an unknown way: {error}"), words)
+}
+
+fn words(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("killed by signal {signal}{}", signal_name(signal)),
+        (None, Some(code)) => format!("exited with status {code}"),
+        (None, None) => "ended in an unknown way".to_owned(),
+    }
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        libc::SIGSEGV => " (SIGSEGV)",
+        libc::SIGABRT => " (SIGABRT)",
+        libc::SIGBUS => " (SIGBUS)",
+        libc::SIGILL => " (SIGILL)",
+        libc::SIGFPE => " (SIGFPE)",
+        libc::SIGKILL => " (SIGKILL)",
+        libc::SIGTERM => " (SIGTERM)",
+        libc::SIGINT => " (SIGINT)",
+        libc::SIGSYS => " (SIGSYS)",
+        libc::SIGXCPU => " (SIGXCPU)",
+        libc::SIGTRAP => " (SIGTRAP)",
+        _ => "",
+    }
+}
+
+/// Reads stderr to its end, logging line by line; returns the last lines.
+fn capture(stderr: ChildStderr, pid: u32, model: &str, version: &str) -> String {
+    let mut lines = Lines::new(stderr);
+    let mut kept = VecDeque::with_capacity(KEPT_LINES);
+    let (mut window, mut logged, mut left_out) = (Instant::now(), 0, 0u64);
+    while let Some(line) = lines.next_line() {
+        if line.is_empty() {
+            continue;
+        }
+        if window.elapsed() >= WINDOW {
+            if left_out > 0 {
+                tracing::warn!(%model, %version, pid, left_out, "worker wrote more lines than are logged");
+            }
+            (window, logged, left_out) = (Instant::now(), 0, 0);
+        }
+        if logged < LOGGED_LINES {
+            logged += 1;
+            if line.starts_with("INFO:") {
+                tracing::debug!(%model, %version, pid, line, "worker says");
+            } else {
+                tracing::warn!(%model, %version, pid, line, "worker says");
+            }
+        } else {
+            left_out += 1;
+        }
+        if kept.len() == KEPT_LINES {
+            kept.pop_front();
+        }
+        kept.push_back(line);
+    }
+    Vec::from(kept).join("\n")
+}
+
+/// Lines of bounded length without control characters, out of whatever bytes come.
+struct Lines<R> {
+    reader: BufReader<R>,
+}
+
+impl<R: Read> Lines<R> {
+    fn new(reader: R) -> Self {
+        Self {
+            reader: BufReader::with_capacity(4096, reader),
+        }
+    }
+
+    /// `None` at the end.
+    fn next_line(&mut self) -> Option<String> {
+        let mut line: Vec<u8> = Vec::new();
+        let mut any = false;
+        loop {
+            let chunk = match self.reader.fill_buf() {
+                Ok(chunk) => chunk,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(_) => &[],
+            };
+            if chunk.is_empty() {
+                return any.then(|| printable(&line));
+            }
+            any = true;
+            let end = chunk.iter().position(|&b| b == b'\n');
+            let part = &chunk[..end.unwrap_or(chunk.len())];
+            let room = MAX_LINE_BYTES.saturating_sub(line.len());
+            line.extend_from_slice(&part[..part.len().min(room)]);
+            let used = part.len() + usize::from(end.is_some());
+            self.reader.consume(used);
+            if end.is_some() {
+                return Some(printable(&line));
+            }
+        }
+    }
+}
+
+fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let text: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    text.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn endless_lines_and_control_bytes_become_short_printable_ones() {
+        let mut bytes = b"one\x1b[31m\n".to_vec();
+        bytes.extend_from_slice(&[b'x'; 10_000]);
+        bytes.extend_from_slice(b"\n\xff\xfe\nlast");
+        let mut lines = Lines::new(&bytes[..]);
+        assert_eq!(lines.next_line().as_deref(), Some("one [31m"));
+        assert_eq!(lines.next_line().map(|l| l.len()), Some(MAX_LINE_BYTES));
+        assert_eq!(lines.next_line().as_deref(), Some("\u{fffd}\u{fffd}"));
+        assert_eq!(lines.next_line().as_deref(), Some("last"));
+        assert_eq!(lines.next_line(), None);
+    }
+
+    #[tokio::test]
+    async fn the_signal_and_the_last_words_are_known() {
+        let script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22; \
+                      do echo line $i >&2; done; kill -SEGV $$";
+        let child = Command::new("/bin/sh")
+            .args(["-c", script])
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("sh");
+        let process = Process::watch(child, "m".to_owned(), "1.0.0".to_owned()).expect("watch");
+        let exit = process.ended().await;
+        assert_eq!(exit.words, "killed by signal 11 (SIGSEGV)");
+        assert!(exit.stderr.starts_with("line 3\n") && exit.stderr.ends_with("line 22"));
+        process.kill();
+        assert_eq!(process.resident_bytes(), 0);
+    }
+}

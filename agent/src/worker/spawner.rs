@@ -1,0 +1,72 @@
+//! The one thread that starts worker processes.
+//!
+//! A worker asks the kernel to be killed with its parent, and the kernel means the *thread* that started
+//! it: so that thread must live as long as the agent. Every [`super::Worker`] holds a handle; the thread
+//! ends with the last of them.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+
+use super::WorkerError;
+
+/// Starts workers. Cheap to clone.
+#[derive(Clone)]
+pub struct Spawner {
+    requests: mpsc::SyncSender<Request>,
+}
+
+struct Request {
+    control: OwnedFd,
+    reply: tokio::sync::oneshot::Sender<io::Result<Child>>,
+}
+
+/// Requests wait for milliseconds at most; more than a few at once come from a mistake.
+const QUEUE: usize = 64;
+
+impl Spawner {
+    /// `program`: the binary that is re-executed with the private verb `worker`.
+    pub fn new(program: PathBuf) -> Result<Self, WorkerError> {
+        let (requests, queue) = mpsc::sync_channel::<Request>(QUEUE);
+        std::thread::Builder::new()
+            .name("worker-spawner".to_owned())
+            .spawn(move || {
+                for request in queue {
+                    let child = spawn(&program, request.control);
+                    // Whoever asked may have gone; then the worker sees its control socket close and ends.
+                    let _ = request.reply.send(child);
+                }
+            })
+            .map_err(|error| {
+                WorkerError::Start(format!("the thread that starts workers: {error}"))
+            })?;
+        Ok(Self { requests })
+    }
+
+    /// Starts one process with `control` as its standard input.
+    pub(super) async fn spawn(&self, control: OwnedFd) -> Result<Child, WorkerError> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let gone = || WorkerError::Start("the thread that starts workers has ended".to_owned());
+        self.requests
+            .try_send(Request { control, reply })
+            .map_err(|_| gone())?;
+        answer
+            .await
+            .map_err(|_| gone())?
+            .map_err(|error| WorkerError::Start(format!("the process: {error}")))
+    }
+}
+
+fn spawn(program: &PathBuf, control: OwnedFd) -> io::Result<Child> {
+    // Nothing is inherited but these three: all descriptors of the agent close on exec, and what else the
+    // worker needs comes over the control socket. No environment: vendor libraries read it.
+    Command::new(program)
+        .arg("worker")
+        .env_clear()
+        .stdin(Stdio::from(control))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+}
