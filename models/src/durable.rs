@@ -95,8 +95,8 @@ pub fn write_new(path: &Path, bytes: &[u8], access: Access) -> Result<(), Durabl
     file.sync_all().map_err(failed("fsync", path))
 }
 
-/// [`write`] for many files: every file is fsynced, every directory once. They appear in any order, so nothing may
-/// name them before this returns.
+/// [`write()`] for many files: every file is fsynced, every directory once. They appear in any order, so nothing
+/// may name them before this returns.
 pub fn write_batch(files: &[(PathBuf, &[u8])], access: Access) -> Result<(), DurableError> {
     let mut directories = std::collections::BTreeSet::new();
     for (path, bytes) in files {

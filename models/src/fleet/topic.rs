@@ -17,7 +17,7 @@ use crate::name::{DeviceId, FileName, FleetName};
 /// One topic; the doc lines say who writes it, whether it is retained, and what it carries. All are QoS 1.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Topic {
-    /// fleetctl → agents, retained: one TUF metadata file, as `chunk::pack_document` makes it.
+    /// fleetctl → agents, retained: one TUF metadata file, as `chunk::pack_metadata` makes it.
     Metadata(FileName),
     /// fleetctl → agents, retained: one chunk, zstd, named by the digest of its uncompressed bytes.
     Chunk(Digest),
