@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tracing::Instrument;
 
 use super::auth::Gate;
-use super::connection::{self, Closing, Shared};
+use super::connection::{self, Closing, ReadAhead, Shared};
 use super::peers::Peers;
 use super::tls::{Tls, certificate_name};
 
@@ -41,7 +41,7 @@ pub async fn unix(
                 }
             };
             let span = tracing::info_span!("connection", door = "unix", uid);
-            connection::serve(stream, gate, shared, closing)
+            connection::serve(stream, gate, ReadAhead::LOCAL, shared, closing)
                 .instrument(span)
                 .await;
         });
@@ -87,7 +87,7 @@ pub async fn tls(
             let gate = tls.gate(certificate);
             let name = certificate.map(certificate_name);
             let span = tracing::info_span!("connection", door = "tls", %peer, certificate = name);
-            connection::serve(stream, gate, shared, closing)
+            connection::serve(stream, gate, ReadAhead::NETWORK, shared, closing)
                 .instrument(span)
                 .await;
         });

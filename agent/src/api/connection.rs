@@ -46,6 +46,16 @@ pub enum Closing {
     Now,
 }
 
+/// Bytes that one connection may have us keep unread: of headers that do not end, or of a body between two
+/// looks at it. A client on the network, not yet known, gets less.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadAhead(pub usize);
+
+impl ReadAhead {
+    pub const LOCAL: Self = Self(256 << 10);
+    pub const NETWORK: Self = Self(64 << 10);
+}
+
 struct Connection {
     shared: Arc<Shared>,
     gate: Gate,
@@ -56,6 +66,7 @@ struct Connection {
 pub async fn serve<S>(
     stream: S,
     gate: Gate,
+    read_ahead: ReadAhead,
     shared: Arc<Shared>,
     mut closing: watch::Receiver<Closing>,
 ) where
@@ -81,6 +92,8 @@ pub async fn serve<S>(
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.max_header_size(limits.max_header_bytes)
+        .max_buf_size(read_ahead.0.max(limits.max_header_bytes))
+        // The watchdog below tells headers from idleness, which this timer does not.
         .header_read_timeout(None);
     let stream = TokioIo::new(Felt::new(stream, Arc::clone(&pulse)));
     let mut work = pin!(http.serve_connection(stream, service));

@@ -13,7 +13,7 @@
 //! | well-formed, and yet no answer: an input that crashed the worker twice, NaN or infinity asked for as JSON | 422 |
 //! | no free slot within the queue time (with `Retry-After`) | 429 |
 //! | more headers than allowed | 431 |
-//! | the model cannot run this request; our own fault | 500 |
+//! | TFLite refused to run the model: with shapes that the request chose 400, otherwise | 500 |
 //! | not ready, or the worker died while it ran the request (with `Retry-After`) | 503 |
 //! | the deadline passed | 504 |
 //!

@@ -13,6 +13,7 @@ mod accept;
 mod auth;
 mod body;
 mod connection;
+mod decimal;
 pub mod error;
 mod json;
 mod numbers;

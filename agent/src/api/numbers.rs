@@ -10,6 +10,8 @@
 
 use edgeward_models::manifest::Datatype;
 
+use super::decimal::{Wrong, float32, float64, integer};
+
 /// The deepest nesting of `data`: twice what any shape has.
 const MAX_DEPTH: usize = 16;
 
@@ -71,14 +73,8 @@ pub fn read(datatype: Datatype, text: &[u8], out: &mut [u8]) -> Result<(), DataE
         Datatype::Int16 => integers!(i16),
         Datatype::Int32 => integers!(i32),
         Datatype::Int64 => integers!(i64),
-        Datatype::Fp32 => elements(text, out, |text, at| {
-            let (value, end) = float32(text, at)?;
-            Ok((value.to_le_bytes(), end))
-        }),
-        Datatype::Fp64 => elements(text, out, |text, at| {
-            let (value, end) = float64(text, at)?;
-            Ok((value.to_le_bytes(), end))
-        }),
+        Datatype::Fp32 => elements(text, out, float32),
+        Datatype::Fp64 => elements(text, out, float64),
         Datatype::Fp16 | Datatype::Bytes => {
             return Err(DataError::NoJsonForm(datatype.name()));
         }
@@ -98,11 +94,6 @@ pub fn read(datatype: Datatype, text: &[u8], out: &mut [u8]) -> Result<(), DataE
             datatype: datatype.name(),
         },
     })
-}
-
-enum Wrong {
-    Form,
-    Range,
 }
 
 enum Failure {
@@ -198,175 +189,6 @@ fn boolean(text: &[u8], at: usize) -> Result<([u8; 1], usize), Wrong> {
     } else {
         Err(Wrong::Form)
     }
-}
-
-/// A JSON number without fraction and exponent: sign, magnitude, end.
-#[inline]
-fn integer(text: &[u8], start: usize) -> Result<(bool, u64, usize), Wrong> {
-    let negative = text.get(start) == Some(&b'-');
-    let first = start + usize::from(negative);
-    let mut at = first;
-    let mut magnitude = 0u64;
-    while let Some(digit) = digit(text, at) {
-        magnitude = magnitude
-            .checked_mul(10)
-            .and_then(|m| m.checked_add(digit))
-            .ok_or(Wrong::Range)?;
-        at += 1;
-    }
-    let leading_zero = at - first > 1 && text[first] == b'0';
-    if at == first || leading_zero || matches!(text.get(at), Some(b'.' | b'e' | b'E')) {
-        return Err(Wrong::Form);
-    }
-    Ok((negative, magnitude, at))
-}
-
-#[inline(always)]
-fn digit(text: &[u8], at: usize) -> Option<u64> {
-    let value = text.get(at)?.wrapping_sub(b'0');
-    (value < 10).then_some(u64::from(value))
-}
-
-/// ± `mantissa` · 10^`exponent`, as it stands in the text.
-struct Decimal {
-    negative: bool,
-    mantissa: u64,
-    exponent: i32,
-    /// More digits than `mantissa` holds, or an absurd exponent: only the text is exact.
-    inexact: bool,
-    end: usize,
-}
-
-/// Reads one JSON number (RFC 8259, section 6).
-#[inline(always)]
-fn decimal(text: &[u8], start: usize) -> Result<Decimal, Wrong> {
-    let negative = text.get(start) == Some(&b'-');
-    let first = start + usize::from(negative);
-    let mut at = first;
-    let mut mantissa = 0u64;
-    while let Some(digit) = digit(text, at) {
-        mantissa = mantissa.wrapping_mul(10).wrapping_add(digit);
-        at += 1;
-    }
-    let mut digits = at - first;
-    if digits == 0 || (digits > 1 && text[first] == b'0') {
-        return Err(Wrong::Form);
-    }
-    let mut exponent = 0i32;
-    if text.get(at) == Some(&b'.') {
-        at += 1;
-        let fraction = at;
-        while let Some(digit) = digit(text, at) {
-            mantissa = mantissa.wrapping_mul(10).wrapping_add(digit);
-            at += 1;
-        }
-        let places = at - fraction;
-        if places == 0 {
-            return Err(Wrong::Form);
-        }
-        digits += places;
-        exponent = i32::try_from(places).map_or(i32::MIN, |p| -p);
-    }
-    let mut inexact = digits > 19;
-    if let Some(b'e' | b'E') = text.get(at) {
-        at += 1;
-        let minus = text.get(at) == Some(&b'-');
-        at += usize::from(minus || text.get(at) == Some(&b'+'));
-        let exponent_digits = at;
-        let mut written = 0i32;
-        while let Some(digit) = digit(text, at) {
-            // Past 100,000 the value is 0 or infinite whatever the digits before were, or there are so many
-            // of those that the text decides.
-            if written > 100_000 {
-                inexact = true;
-            } else {
-                written = written * 10 + digit as i32;
-            }
-            at += 1;
-        }
-        if at == exponent_digits {
-            return Err(Wrong::Form);
-        }
-        exponent = exponent.saturating_add(if minus { -written } else { written });
-    }
-    Ok(Decimal {
-        negative,
-        mantissa,
-        exponent,
-        inexact,
-        end: at,
-    })
-}
-
-/// Powers of ten that a double holds exactly.
-const POWERS: [f64; 23] = [
-    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16,
-    1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
-];
-
-/// `mantissa` · 10^`exponent` with at most two roundings, where `POWERS` reaches.
-#[inline(always)]
-fn scaled(mantissa: u64, exponent: i32) -> Option<f64> {
-    let power = *POWERS.get(exponent.unsigned_abs() as usize)?;
-    Some(if exponent < 0 {
-        mantissa as f64 / power
-    } else {
-        mantissa as f64 * power
-    })
-}
-
-/// The nearest FP32, halves to even, like the standard library's parser but several times faster.
-#[inline(always)]
-fn float32(text: &[u8], start: usize) -> Result<(f32, usize), Wrong> {
-    let decimal = decimal(text, start)?;
-    if !decimal.inexact
-        && let Some(value) = scaled(decimal.mantissa, decimal.exponent)
-    {
-        // `value` has a relative error below 2^-52 (two roundings of 2^-53 each), so at most 2 units of a
-        // double's last place. Rounding it to FP32 is right unless it lies that close to the middle between
-        // two FP32: there, and where FP32 has fewer bits (subnormals) or ends, the exact parser decides.
-        const MIDDLE: u64 = 1 << 28;
-        let low = value.to_bits() & ((1 << 29) - 1);
-        let safe = low.abs_diff(MIDDLE) > 4;
-        let normal = (f64::from(f32::MIN_POSITIVE)..1e38).contains(&value);
-        if (safe && normal) || value == 0.0 {
-            let value = value as f32;
-            return Ok((if decimal.negative { -value } else { value }, decimal.end));
-        }
-    }
-    let value: f32 = exact(text, start, decimal.end)?;
-    if value.is_finite() {
-        Ok((value, decimal.end))
-    } else {
-        Err(Wrong::Range)
-    }
-}
-
-#[inline(always)]
-fn float64(text: &[u8], start: usize) -> Result<(f64, usize), Wrong> {
-    let decimal = decimal(text, start)?;
-    // A mantissa of 53 bits and an exact power: one rounding, hence the nearest double.
-    if !decimal.inexact
-        && decimal.mantissa <= 1 << 53
-        && let Some(value) = scaled(decimal.mantissa, decimal.exponent)
-    {
-        return Ok((if decimal.negative { -value } else { value }, decimal.end));
-    }
-    let value: f64 = exact(text, start, decimal.end)?;
-    if value.is_finite() {
-        Ok((value, decimal.end))
-    } else {
-        Err(Wrong::Range)
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn exact<T: std::str::FromStr>(text: &[u8], start: usize, end: usize) -> Result<T, Wrong> {
-    std::str::from_utf8(&text[start..end])
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .ok_or(Wrong::Form)
 }
 
 /// Writes a tensor's values as one flat JSON array.

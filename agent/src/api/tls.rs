@@ -8,11 +8,13 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustls::RootCertStore;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
+use rustls::time_provider::TimeProvider;
 use tokio_rustls::TlsAcceptor;
 
 use super::auth::{Gate, Tokens};
@@ -37,12 +39,15 @@ impl Tls {
             bail!("{problem}");
         }
         let tokens = Arc::new(Tokens::new(&door.tokens)?);
+        let chain = certificates(&door.certificate).context("tls.certificate")?;
+        let mut known = chain.clone();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let verifier = match &door.client_ca {
             None => WebPkiClientVerifier::no_client_auth(),
             Some(path) => {
                 let mut roots = RootCertStore::empty();
                 for certificate in certificates(path).context("tls.client_ca")? {
+                    known.push(certificate.clone());
                     roots
                         .add(certificate)
                         .with_context(|| format!("tls.client_ca: {}", path.display()))?;
@@ -55,9 +60,9 @@ impl Tls {
                 builder.build().context("tls.client_ca")?
             }
         };
-        let chain = certificates(&door.certificate).context("tls.certificate")?;
         let key = private_key(&door.private_key).context("tls.private_key")?;
-        let mut server = ServerConfig::builder_with_provider(provider)
+        let clock = NotBehind::the_certificates(&known);
+        let mut server = ServerConfig::builder_with_details(provider, Arc::new(clock))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain, key)
@@ -78,6 +83,34 @@ impl Tls {
         } else {
             Gate::Token(Arc::clone(&self.tokens))
         }
+    }
+}
+
+/// The time against which client certificates are checked: the clock, unless it is behind what the door's own
+/// certificates prove. A device without a battery boots in 1970; its callers' certificates would then all be
+/// "not yet valid", and nobody could be served until the network has told the time.
+#[derive(Debug)]
+struct NotBehind {
+    at_least: UnixTime,
+}
+
+impl NotBehind {
+    /// A certificate that was put on this device was made before now.
+    fn the_certificates(known: &[CertificateDer<'_>]) -> Self {
+        let begins = |certificate| {
+            let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+            u64::try_from(parsed.validity().not_before.timestamp()).ok()
+        };
+        let latest = known.iter().filter_map(|der| begins(der)).max();
+        Self {
+            at_least: UnixTime::since_unix_epoch(Duration::from_secs(latest.unwrap_or(0))),
+        }
+    }
+}
+
+impl TimeProvider for NotBehind {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::now().max(self.at_least))
     }
 }
 
@@ -178,6 +211,23 @@ mod tests {
             assert_eq!(authentication_problem(&door).is_none(), opens, "{words:?}");
         }
         assert!(Tls::new(&door()).is_err());
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_the_doors_certificates_does_not_count() {
+        let key = rcgen::KeyPair::generate().expect("key");
+        let mut params = rcgen::CertificateParams::default();
+        params.not_before = rcgen::date_time_ymd(2090, 1, 1);
+        let certificate = params.self_signed(&key).expect("certificate");
+        let clock = NotBehind::the_certificates(&[certificate.der().clone()]);
+        assert_eq!(
+            clock.current_time().expect("time").as_secs(),
+            3_786_912_000,
+            "1 January 2090"
+        );
+        let clock = NotBehind::the_certificates(&[]);
+        let ahead = clock.current_time().expect("time").as_secs();
+        assert!(ahead.abs_diff(UnixTime::now().as_secs()) < 60);
     }
 
     #[test]

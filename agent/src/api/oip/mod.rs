@@ -15,6 +15,7 @@
 //! Extensions: `binary_tensor_data` and `parameters`.
 
 pub mod infer;
+pub mod inputs;
 pub mod metadata;
 pub mod reply;
 pub mod request;

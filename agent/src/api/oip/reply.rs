@@ -3,7 +3,10 @@
 //! JSON cannot write NaN and infinities. An output that holds one and was not asked for in binary form is
 //! answered 422, with a text that says so: an invented `null` or an unreadable token would be worse.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use edgeward_models::Manifest;
 use edgeward_models::manifest::{Signature, TensorSpec};
 use http_body_util::Full;
 use hyper::header::{self, HeaderValue};
@@ -20,11 +23,18 @@ pub const HEADER_LENGTH: &str = "inference-header-content-length";
 /// What the caller wants back.
 #[derive(Debug, Clone)]
 pub struct Wish {
-    pub model: String,
-    pub version: String,
+    pub manifest: Arc<Manifest>,
+    /// Index into the manifest.
+    pub signature: usize,
     pub id: Option<String>,
     /// Index into the signature's outputs, and whether it is to be binary.
     pub outputs: Vec<(usize, bool)>,
+}
+
+impl Wish {
+    pub fn signature(&self) -> &Signature {
+        &self.manifest.signatures[self.signature]
+    }
 }
 
 /// Which outputs of the signature a request wants, and how.
@@ -73,11 +83,8 @@ pub fn is_long(answer: &Answer, wish: &Wish) -> bool {
 }
 
 /// Builds the whole answer.
-pub fn build(
-    answer: &Answer,
-    signature: &Signature,
-    wish: &Wish,
-) -> Result<Response<Full<Bytes>>, ApiError> {
+pub fn build(answer: &Answer, wish: &Wish) -> Result<Response<Full<Bytes>>, ApiError> {
+    let signature = wish.signature();
     let outputs = wish.outputs.iter().map(|&(index, binary)| Tensor {
         spec: &signature.outputs[index],
         shape: answer.shape(index),
@@ -123,9 +130,9 @@ fn message(wish: &Wish, outputs: &[Tensor<'_>]) -> Result<(Vec<u8>, Option<usize
     };
     let mut out = Vec::with_capacity(256 + outputs.iter().map(binary_bytes).sum::<usize>());
     out.extend_from_slice(b"{\"model_name\":");
-    push_json(&mut out, &wish.model);
+    push_json(&mut out, &wish.manifest.model);
     out.extend_from_slice(b",\"model_version\":");
-    push_json(&mut out, &wish.version);
+    push_json(&mut out, &wish.manifest.version);
     if let Some(id) = &wish.id {
         out.extend_from_slice(b",\"id\":");
         push_json(&mut out, id);
@@ -189,9 +196,14 @@ mod tests {
     }
 
     fn wish(id: Option<&str>) -> Wish {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../models/samples/digits-1.0.0/manifest.json"
+        );
+        let manifest = Manifest::parse(&std::fs::read(path).expect("sample")).expect("manifest");
         Wish {
-            model: "digits".to_owned(),
-            version: "1.0.0".to_owned(),
+            manifest: Arc::new(manifest),
+            signature: 0,
             id: id.map(str::to_owned),
             outputs: Vec::new(),
         }
