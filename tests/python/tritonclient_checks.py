@@ -68,6 +68,8 @@ def client(options, token=None):
         network_timeout=30,
         connection_timeout=30,
     )
+    # The client writes headers of its own into the dictionary it is given, so each call below gets a copy: a
+    # header length of one request must not travel with the next.
     return made, {"Authorization": f"Bearer {options.token if token is None else token}"}
 
 
@@ -92,13 +94,13 @@ def check(function):
 
 @check
 def server_is_live_and_ready(server, headers, _options, _models):
-    assert server.is_server_live(headers=headers)
-    assert server.is_server_ready(headers=headers)
+    assert server.is_server_live(headers=dict(headers))
+    assert server.is_server_ready(headers=dict(headers))
 
 
 @check
 def server_metadata_names_the_binary_extension(server, headers, _options, _models):
-    metadata = server.get_server_metadata(headers=headers)
+    metadata = server.get_server_metadata(headers=dict(headers))
     assert metadata["name"] and metadata["version"], metadata
     assert "binary_tensor_data" in metadata["extensions"], metadata
 
@@ -106,16 +108,16 @@ def server_metadata_names_the_binary_extension(server, headers, _options, _model
 @check
 def each_model_is_ready_by_name_and_by_version(server, headers, _options, models):
     for model in models:
-        assert server.is_model_ready(model.name, headers=headers)
-        assert server.is_model_ready(model.name, model.version, headers=headers)
-    assert not server.is_model_ready("no-such-model", headers=headers)
-    assert not server.is_model_ready(models[0].name, "99.0.0", headers=headers)
+        assert server.is_model_ready(model.name, headers=dict(headers))
+        assert server.is_model_ready(model.name, model.version, headers=dict(headers))
+    assert not server.is_model_ready("no-such-model", headers=dict(headers))
+    assert not server.is_model_ready(models[0].name, "99.0.0", headers=dict(headers))
 
 
 @check
 def model_metadata_is_that_of_the_manifest(server, headers, _options, models):
     for model in models:
-        metadata = server.get_model_metadata(model.name, headers=headers)
+        metadata = server.get_model_metadata(model.name, headers=dict(headers))
         assert metadata["name"] == model.name, metadata
         assert model.version in metadata["versions"], metadata
         for kind, specs in (("inputs", model.inputs), ("outputs", model.outputs)):
@@ -132,7 +134,7 @@ def infer_with(input_binary, output_binary):
                     model.name,
                     model.input(vector, input_binary),
                     outputs=model.wish(output_binary),
-                    headers=headers,
+                    headers=dict(headers),
                 )
                 model.check(result, vector)
 
@@ -150,7 +152,7 @@ for given in (False, True):
 def without_listed_outputs_all_are_answered(server, headers, _options, models):
     for model in models:
         for binary in (False, True):
-            result = server.infer(model.name, model.input(model.vectors[0], binary), headers=headers)
+            result = server.infer(model.name, model.input(model.vectors[0], binary), headers=dict(headers))
             model.check(result, model.vectors[0])
 
 
@@ -158,7 +160,7 @@ def without_listed_outputs_all_are_answered(server, headers, _options, models):
 def a_request_id_is_echoed(server, headers, _options, models):
     model = models[0]
     given = model.input(model.vectors[0], True)
-    response = server.infer(model.name, given, request_id="bed 7 / scan 12", headers=headers).get_response()
+    response = server.infer(model.name, given, request_id="bed 7 / scan 12", headers=dict(headers)).get_response()
     assert response["id"] == "bed 7 / scan 12", response
     assert response["model_name"] == model.name, response
 
@@ -167,8 +169,8 @@ def a_request_id_is_echoed(server, headers, _options, models):
 def a_version_in_the_path_is_honoured(server, headers, _options, models):
     model = models[0]
     given = model.input(model.vectors[0], True)
-    model.check(server.infer(model.name, given, model_version=model.version, headers=headers), model.vectors[0])
-    refused(404, lambda: server.infer(model.name, given, model_version="99.0.0", headers=headers))
+    model.check(server.infer(model.name, given, model_version=model.version, headers=dict(headers)), model.vectors[0])
+    refused(404, lambda: server.infer(model.name, given, model_version="99.0.0", headers=dict(headers)))
 
 
 @check
@@ -186,7 +188,7 @@ def a_batch_is_answered_row_by_row(server, headers, _options, models):
             "shape": [len(rows)] + expected[0]["shape"][1:],
             "data": [value for row in expected for value in row["data"]],
         }
-        model.check(server.infer(model.name, [tensor], headers=headers), {"outputs": {out["name"]: whole}})
+        model.check(server.infer(model.name, [tensor], headers=dict(headers)), {"outputs": {out["name"]: whole}})
 
 
 @check
@@ -195,7 +197,7 @@ def four_requests_at_once_are_answered(server, headers, _options, models):
     for number in range(40):
         model = models[number % len(models)]
         vector = model.vectors[number % len(model.vectors)]
-        pending.append((model, vector, server.async_infer(model.name, model.input(vector, True), headers=headers)))
+        pending.append((model, vector, server.async_infer(model.name, model.input(vector, True), headers=dict(headers))))
     for model, vector, request in pending:
         model.check(request.get_result(), vector)
 
@@ -209,7 +211,7 @@ def wrong_requests_are_refused_by_name(server, headers, _options, models):
     def infer(name, datatype, shape, numpy_type):
         tensor = triton.InferInput(name, shape, datatype)
         tensor.set_data_from_numpy(np.zeros(shape, numpy_type))
-        return lambda: server.infer(model.name, [tensor], headers=headers)
+        return lambda: server.infer(model.name, [tensor], headers=dict(headers))
 
     right = (spec["name"], spec["datatype"], shape, NUMPY[spec["datatype"]])
     infer(*right)()
@@ -218,8 +220,8 @@ def wrong_requests_are_refused_by_name(server, headers, _options, models):
     assert spec["name"] in refused(400, infer(spec["name"], spec["datatype"], shape + [2], right[3]))
     unknown = triton.InferRequestedOutput("nonsense")
     given = model.input(model.vectors[0], True)
-    assert "nonsense" in refused(400, lambda: server.infer(model.name, given, outputs=[unknown], headers=headers))
-    assert "no-such-model" in refused(404, lambda: server.infer("no-such-model", given, headers=headers))
+    assert "nonsense" in refused(400, lambda: server.infer(model.name, given, outputs=[unknown], headers=dict(headers)))
+    assert "no-such-model" in refused(404, lambda: server.infer("no-such-model", given, headers=dict(headers)))
 
 
 @check
@@ -227,7 +229,7 @@ def without_the_right_token_nothing_is_answered(_server, _headers, options, mode
     server, headers = client(options, token="not-the-token")
     model = models[0]
     given = model.input(model.vectors[0], True)
-    refused(401, lambda: server.infer(model.name, given, headers=headers))
+    refused(401, lambda: server.infer(model.name, given, headers=dict(headers)))
     refused(401, lambda: server.infer(model.name, given))
     server.close()
 
