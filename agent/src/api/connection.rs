@@ -184,8 +184,8 @@ impl Connection {
         match Route::of(&parts.method, parts.uri.path())? {
             Route::Infer(target) => {
                 let limits = &self.shared.config.limits;
-                let served = resolve(target)?;
-                infer::infer(served, limits, arrival, &parts.headers, incoming).await
+                let resolve = || resolve(target);
+                infer::infer(resolve, limits, arrival, &parts.headers, incoming).await
             }
             Route::Server => metadata::server(),
             Route::Live => metadata::live(),

@@ -172,8 +172,7 @@ mod tests {
 
     #[tokio::test]
     async fn membership_by_the_user_database_counts() {
-        // Debian's `man` user or whoever else: find one with a supplementary group would depend on the
-        // machine; root in group root is certain.
+        // Root in group root is what every machine has.
         let door = UnixDoor {
             allow_groups: vec!["root".to_owned()],
             ..UnixDoor::default()

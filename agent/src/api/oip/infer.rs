@@ -36,14 +36,17 @@ pub const TIMEOUT_HEADER: &str = "edgeward-timeout-ms";
 const LONG_JSON: usize = 256 << 10;
 const LONG_COPY: usize = 8 << 20;
 
-/// Answers one request that arrived at `arrival`.
+/// Answers one request that arrived at `arrival`. `resolve` finds the version that the path means.
 pub async fn infer(
-    served: Served,
+    resolve: impl Fn() -> Result<Served, ApiError>,
     limits: &Limits,
     arrival: Instant,
     headers: &HeaderMap,
     incoming: &mut Incoming,
 ) -> Result<Response<Full<Bytes>>, ApiError> {
+    // Asked twice: an unknown model is told before its body is read, and a slow body does not keep a version
+    // alive that was replaced meanwhile.
+    drop(resolve()?);
     if let Some(coding) = headers.get(hyper::header::CONTENT_ENCODING)
         && coding != "identity"
     {
@@ -66,6 +69,7 @@ pub async fn infer(
             _ => error,
         })?;
 
+    let served = resolve()?;
     let Prepared {
         json,
         timeout,
