@@ -352,6 +352,14 @@ pub enum ConfigError {
         "the configuration {path} is wrong (edgeward check-config shows all problems):\n{message}"
     )]
     Parse { path: PathBuf, message: String },
+    #[error(
+        "the configuration {path}: {key}: {problem} (edgeward check-config shows all problems)"
+    )]
+    Value {
+        path: PathBuf,
+        key: String,
+        problem: String,
+    },
 }
 
 impl Config {
@@ -361,10 +369,18 @@ impl Config {
             path: path.to_owned(),
             source,
         })?;
-        toml::from_str(&text).map_err(|e| ConfigError::Parse {
+        let config: Self = toml::from_str(&text).map_err(|e| ConfigError::Parse {
             path: path.to_owned(),
             message: e.to_string(),
-        })
+        })?;
+        match config.limits.check().into_iter().next() {
+            None => Ok(config),
+            Some(problem) => Err(ConfigError::Value {
+                path: path.to_owned(),
+                key: problem.key.join("."),
+                problem: problem.text,
+            }),
+        }
     }
 }
 
@@ -423,6 +439,9 @@ mod tests {
             error.contains("line 2") && error.contains("max_body"),
             "{error}"
         );
+        std::fs::write(&path, "[limits]\nmax_connections = 0\n").expect("file");
+        let error = Config::load(&path).expect_err("no room").to_string();
+        assert!(error.contains("limits.max_connections"), "{error}");
         let missing = Config::load(&directory.path().join("none")).expect_err("missing");
         assert!(matches!(missing, ConfigError::Read { .. }));
     }

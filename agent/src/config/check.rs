@@ -1,8 +1,8 @@
 //! What is wrong with a configuration that reads well: values that contradict each other or this device.
 //!
 //! `edgeward check-config` shows every problem, [`super::explain`] adds the lines. The checks look at the
-//! device (files, users, groups) with the rights of whoever runs them. The agent itself does not run them:
-//! it meets the same facts when it opens its doors and starts its workers, and says so then.
+//! device (files, users, groups) with the rights of whoever runs them. The agent itself runs only those of the
+//! limits: it meets the other facts when it opens its doors and starts its workers, and says so then.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
@@ -132,6 +132,15 @@ impl Config {
             let text = format!("{:?} is not a log filter: {error}", self.log.filter);
             table.at(&["log"]).wrong("filter", text);
         }
+        table.problems
+    }
+}
+
+impl Limits {
+    /// What is wrong with these limits anywhere: the agent does not start with a limit of no time or no room.
+    pub(super) fn check(&self) -> Vec<Problem> {
+        let mut table = Table::default();
+        check_limits(self, table.at(&["limits"]));
         table.problems
     }
 }
