@@ -59,15 +59,16 @@ pub(super) fn text(versions: &[Arc<Loaded>]) -> String {
         let crashes = loaded.stats.crashes();
         page.line("edgeward_worker_crashes_total", loaded, &[], crashes);
     }
+    let workers = || versions.iter().filter_map(|l| Some((l, l.worker().ok()?)));
     page.gauge("edgeward_worker_resident_bytes", "Memory of the worker.");
+    for (loaded, worker) in workers() {
+        let resident = worker.resident_bytes();
+        page.line("edgeward_worker_resident_bytes", loaded, &[], resident);
+    }
     page.gauge("edgeward_worker_requests", "Requests that hold a slot now.");
-    for loaded in versions {
-        if let Ok(worker) = loaded.worker() {
-            let resident = worker.resident_bytes();
-            page.line("edgeward_worker_resident_bytes", loaded, &[], resident);
-            let running = worker.in_flight() as u64;
-            page.line("edgeward_worker_requests", loaded, &[], running);
-        }
+    for (loaded, worker) in workers() {
+        let requests = worker.in_flight() as u64;
+        page.line("edgeward_worker_requests", loaded, &[], requests);
     }
     page.gauge(
         "edgeward_graph_nodes",

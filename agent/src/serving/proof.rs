@@ -83,7 +83,10 @@ impl Subject {
         let version = installed.clone();
         // Parsing megabytes of numbers must not hold up requests.
         let read = spawn_blocking(move || {
-            let Some(vectors) = version.golden().map_err(|e| (e.to_string(), true))? else {
+            let found = version
+                .golden()
+                .map_err(|e| (e.to_string(), is_damaged(&version)))?;
+            let Some(vectors) = found else {
                 let cases = golden::generated(version.manifest()).map_err(|e| (e, false))?;
                 let answers = OnceCell::new();
                 return Ok(Evidence::Generated { cases, answers });
@@ -411,6 +414,11 @@ async fn compare(
     });
     let result = compared.await.unwrap_or_else(|e| Err(e.to_string()));
     result.map_err(|reason| Refusal::new(format!("{}: {reason}", case.name)))
+}
+
+/// Whether the files are no longer what was installed; if they are, what they say is the version's own fault.
+fn is_damaged(version: &InstalledVersion) -> bool {
+    InstalledVersion::open(version.directory(), version.manifest_digest()).is_err()
 }
 
 fn has_free_dimensions(subject: &Subject, case: &Case) -> bool {

@@ -1,0 +1,12 @@
+//! The engine with real workers and the real TFLite library: proving, swapping, refusing, crashing.
+
+#[path = "serving/crashes.rs"]
+mod crashes;
+#[path = "serving/delegates.rs"]
+mod delegates;
+#[path = "serving/limits.rs"]
+mod limits;
+#[path = "serving/support.rs"]
+mod support;
+#[path = "serving/swaps.rs"]
+mod swaps;
