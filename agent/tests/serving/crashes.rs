@@ -88,7 +88,7 @@ async fn an_input_that_crashed_twice_is_refused_and_others_are_answered() {
     let (input, output) = golden("digits-1.0.0");
     let answer = ask(&device.engine, "digits", &input).await.expect("answer");
     assert!(close(&answer, &output));
-    let images = vec![0.75; 64 * SLOW_IMAGES];
+    let images = slow_batch(0.75);
     let other = infer(&device.engine, "digits", &images, PATIENCE).await;
     assert!(other.is_ok(), "another batch of the same size");
     assert!(device.engine.models()[0].ready);

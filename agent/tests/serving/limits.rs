@@ -72,7 +72,7 @@ async fn the_queue_has_an_end_and_whoever_finds_it_full_does_not_wait() {
 #[tokio::test]
 async fn a_deadline_is_kept_while_the_model_runs_and_while_the_request_waits() {
     let device = narrow(60_000).await;
-    let images = vec![0.5; 64 * SLOW_IMAGES];
+    let images = slow_batch(0.5);
     let asked = Instant::now();
     let late = infer(&device.engine, "digits", &images, Duration::from_millis(50)).await;
     assert!(
@@ -91,7 +91,13 @@ async fn a_deadline_is_kept_while_the_model_runs_and_while_the_request_waits() {
     let slow = device.slow_request(0.5);
     until("the slow request runs", || device.busy()).await;
     let (input, _) = golden("digits-1.0.0");
-    let late = infer(&device.engine, "digits", &input, Duration::from_millis(10)).await;
+    let late = infer(
+        &device.engine,
+        "digits",
+        &bytes(&input),
+        Duration::from_millis(10),
+    )
+    .await;
     assert!(
         matches!(late, Err(ServeError::Deadline(..=10))),
         "{:?}",
@@ -99,7 +105,7 @@ async fn a_deadline_is_kept_while_the_model_runs_and_while_the_request_waits() {
     );
     assert!(!slow.is_finished());
     slow.await.expect("join").expect("its answer");
-    let past = infer(&device.engine, "digits", &input, Duration::ZERO).await;
+    let past = infer(&device.engine, "digits", &bytes(&input), Duration::ZERO).await;
     assert!(matches!(past, Err(ServeError::Deadline(_))));
     assert!(
         device.engine.models()[0].ready,

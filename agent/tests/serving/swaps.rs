@@ -79,7 +79,7 @@ async fn a_request_that_found_the_old_version_is_answered_by_it_after_the_swap()
     device.serve(&device.sample("digits-2.0.0")).await;
 
     let (input, output) = golden("digits-1.0.0");
-    let bytes: Vec<u8> = input.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let bytes = bytes(&input);
     let deadline = Instant::now() + PATIENCE;
     let mut request = served
         .begin(0, bytes.len(), deadline)
