@@ -1,11 +1,11 @@
 //! Tells systemd that the request path is alive, and only while it is.
 //!
 //! Where `WatchdogSec=` is set, every third of that time a request for liveness goes through the local door
-//! like anybody's. An answer of any kind, or real requests answered in the meantime, count as life: a full
-//! house must not get the agent killed, and neither must a broker or a disk that fails, which are not asked.
+//! like anybody's. An answer of any kind, real requests answered in the meantime, or a full house count as
+//! life: no caller can get the agent killed, and neither can a broker or a disk that fails, which are not asked.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -13,13 +13,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tracing::error;
 
+use crate::api::OpenDoors;
 use crate::serving::Engine;
 
 const PROBE: &[u8] =
     b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
 /// Feeds the watchdog until dropped. Does nothing where systemd did not ask for it.
-pub async fn feed(engine: Engine, door: PathBuf) {
+pub async fn feed(engine: &Engine, doors: &OpenDoors, path: &Path) {
     let Some(allowed) = sd_notify::watchdog_enabled() else {
         return std::future::pending().await;
     };
@@ -27,9 +28,9 @@ pub async fn feed(engine: Engine, door: PathBuf) {
     let mut answered = engine.answered();
     loop {
         tokio::time::sleep(pause).await;
-        let alive = probe(&door, pause).await;
+        let alive = probe(path, pause).await;
         let now = engine.answered();
-        if alive || now != answered {
+        if alive || now != answered || doors.full() {
             let _ = sd_notify::notify(&[NotifyState::Watchdog]);
         } else {
             error!("the request path does not answer: the watchdog is not fed");

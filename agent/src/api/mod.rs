@@ -126,6 +126,13 @@ impl Doors {
 }
 
 impl OpenDoors {
+    /// Whether a door has no place left, so that new connections wait in the kernel.
+    pub fn full(&self) -> bool {
+        self.places
+            .iter()
+            .any(|(places, _)| places.available_permits() == 0)
+    }
+
     /// Stops accepting, lets requests in flight finish within the drain time, closes.
     pub async fn close(mut self) {
         if let Some(file) = self.file.take() {

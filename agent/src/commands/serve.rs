@@ -73,7 +73,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
 
     tokio::select! {
         signal = signals.stop() => info!(signal, "stopping"),
-        () = watchdog::feed(engine.clone(), config.unix.path.clone()) => {}
+        () = watchdog::feed(&engine, &doors, &config.unix.path) => {}
     }
     tell_systemd(NotifyState::Stopping);
     let stopping = async {
