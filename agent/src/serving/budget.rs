@@ -28,16 +28,6 @@ pub(super) fn grant(manifest: &Manifest, cores: usize, taken: usize) -> Grant {
     Grant { instances, threads }
 }
 
-/// Cores that workers may use: the configured number, but never more than this process has.
-pub(super) fn cores(configured: usize) -> usize {
-    let usable = std::thread::available_parallelism().map_or(1, usize::from);
-    if configured == 0 {
-        usable
-    } else {
-        configured.min(usable)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,11 +57,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn the_configuration_can_only_lower_the_number_of_cores() {
-        assert_eq!(cores(1), 1);
-        assert_eq!(cores(100_000), cores(0));
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use super::budget::{self, grant};
+use super::budget::grant;
 use super::error::{LoadFailure, ServeError};
 use super::loaded::{Hold, Loaded};
 use super::metrics;
@@ -27,6 +27,7 @@ use super::stats::Outcome;
 use super::supervise::{Skipped, supervise};
 use crate::config::Config;
 use crate::worker::Spawner;
+use crate::worker::cpu::usable_cores;
 
 /// Events that a slow listener may be behind. It is told that it missed some; the newest state is in `models`.
 const EVENTS_KEPT: usize = 64;
@@ -135,7 +136,7 @@ impl Engine {
         }
         let subject = Subject::of(version).await?;
         let config = &self.shared.config;
-        let cores = budget::cores(config.tflite.cores);
+        let cores = usable_cores(config.tflite.cores);
         let grant = grant(manifest, cores, self.shared.threads_beside(&manifest.model));
         let prover = Prover {
             config,

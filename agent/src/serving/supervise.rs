@@ -53,12 +53,12 @@ async fn restart_forever(
     let manifest = loaded.manifest();
     let mut episode = Episode::default();
     loop {
-        let Ok(worker) = loaded.worker() else {
+        // What waits for the death does not keep the worker alive.
+        let Ok(died) = loaded.worker().map(|worker| worker.died()) else {
             return;
         };
         let started = Instant::now();
-        let death = worker.died().await;
-        drop(worker);
+        let death = died.await;
         let now = Instant::now();
         if now.duration_since(started) >= QUIET {
             episode.pauses = 0;
