@@ -22,6 +22,9 @@ use super::slots::{Layout, State};
 use super::wire::{self, Job, Outcome, Reply, TensorRef, ToWorker};
 use super::{WorkerDeath, WorkerError, socket};
 
+/// How long a process may take from closing its socket to its end.
+const PARTING: Duration = Duration::from_secs(1);
+
 /// What all handles, slots, answers and tasks of one worker share.
 pub(super) struct Supervisor {
     pub(super) manifest: Arc<Manifest>,
@@ -202,7 +205,7 @@ impl Supervisor {
         }
         if sent.is_err() {
             // Its end is closed: the death is about to be noticed and fails this request too.
-            self.end("it closed its job socket");
+            self.socket_closed().await;
         }
         Ok((pending, receiver))
     }
@@ -259,7 +262,10 @@ impl Supervisor {
                 })
                 .await;
             let taken = match received {
-                Ok((0, _)) => Err("it closed its job socket"),
+                Ok((0, _)) => {
+                    self.socket_closed().await;
+                    return;
+                }
                 Ok((length, descriptors)) => self.take_reply(&buffer[..length], descriptors),
                 Err(_) => Err("it broke its job socket"),
             };
@@ -267,6 +273,16 @@ impl Supervisor {
                 self.end(reason);
                 return;
             }
+        }
+    }
+
+    /// A closed socket is nearly always the process's end, whose own reason says more.
+    async fn socket_closed(&self) {
+        if tokio::time::timeout(PARTING, self.process.ended())
+            .await
+            .is_err()
+        {
+            self.end("it closed its job socket");
         }
     }
 
