@@ -132,6 +132,41 @@ async fn crashes_on_different_inputs_cost_the_delegate_its_place_and_then_the_fl
 }
 
 #[tokio::test]
+async fn a_driver_that_proves_itself_and_then_crashes_on_every_request_is_replaced_by_a_delegate_that_works()
+ {
+    let golden_vectors = 3;
+    let from_call = (golden_vectors + 1).to_string();
+    let crashing = [("do_invoke", "crash"), ("from_call", from_call.as_str())];
+    let device = Device::with(|config| idle_npu(config, &crashing));
+    let version = device.package("digits-1.0.0", |manifest, golden| {
+        golden.vectors.truncate(golden_vectors);
+        manifest.delegates = vec![choice("npu"), choice("builtin")];
+        // No probability is further than 1 from the nothing that this driver computes.
+        manifest.delegates[0].tolerance.float = 1.0;
+    });
+    device.serve(&version).await;
+    let mut events = device.engine.subscribe();
+    let (input, output) = golden("digits-1.0.0");
+    let mut changed = input.clone();
+    for value in [0.1, 0.2, 0.3] {
+        changed[0] = value;
+        match ask(&device.engine, "digits", &changed).await {
+            Err(ServeError::Crashed { reason, .. }) => {
+                assert!(reason.contains("SIGSEGV"), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+        recovered(&mut events).await;
+    }
+    let answer = ask(&device.engine, "digits", &input).await.expect("answer");
+    assert!(close(&answer, &output));
+    let active = &device.engine.models()[0].active;
+    assert_eq!(active.delegate.as_str(), "builtin");
+    let reason = &active.refused_delegates[0].reason;
+    assert!(reason.contains("about to crash in invoke"), "{reason}");
+}
+
+#[tokio::test]
 async fn a_version_that_keeps_failing_gives_way_to_another_at_once() {
     let device = device(&["builtin"]).await;
     let mut events = device.engine.subscribe();

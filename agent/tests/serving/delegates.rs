@@ -141,6 +141,47 @@ async fn without_golden_vectors_a_delegate_is_measured_against_the_built_in_kern
     }
 }
 
+/// What a device with this NPU says of it when the built-in kernels take its place.
+async fn npu_refusal(options: &[(&str, &str)], golden: bool) -> String {
+    let device = Device::with(|config| idle_npu(config, options));
+    let version = device.package("digits-1.0.0", |manifest, _| {
+        manifest.delegates = vec![choice("npu"), choice("builtin")];
+        manifest.invoke_limit_ms = 300;
+        if !golden {
+            without_golden(manifest);
+        }
+    });
+    let prepared = device.engine.prepare(&version).await.expect("builtin");
+    let active = prepared.active_version();
+    assert_eq!(active.delegate.as_str(), "builtin");
+    active.refused_delegates[0].reason.clone()
+}
+
+#[tokio::test]
+async fn a_delegate_that_takes_every_node_and_computes_wrong_never_serves() {
+    let reason = npu_refusal(&[], true).await;
+    assert!(
+        reason.starts_with("golden vector 1: output probabilities differs"),
+        "{reason}"
+    );
+    let reason = npu_refusal(&[], false).await;
+    assert!(
+        reason.starts_with("generated input 1 of serving_default: output"),
+        "{reason}"
+    );
+}
+
+#[tokio::test]
+async fn a_delegate_that_crashes_or_hangs_while_it_proves_itself_is_refused_with_its_last_words() {
+    let reason = npu_refusal(&[("do_invoke", "crash")], true).await;
+    assert!(reason.contains("SIGSEGV"), "{reason}");
+    assert!(reason.contains("about to crash in invoke"), "{reason}");
+    let reason = npu_refusal(&[("do_invoke", "hang")], true).await;
+    assert!(reason.contains("limit of 300ms"), "{reason}");
+    let reason = npu_refusal(&[("do_invoke", "refuse")], true).await;
+    assert!(reason.contains("no device for invoke"), "{reason}");
+}
+
 #[tokio::test]
 async fn a_version_for_a_newer_agent_is_refused_with_what_to_do() {
     let device = Device::new();

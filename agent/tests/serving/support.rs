@@ -1,10 +1,10 @@
 //! A device with an engine and packages made from the samples.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use edgeward_agent::config::Config;
+use edgeward_agent::config::{Config, DelegateProfile};
 use edgeward_agent::serving::{Answer, Engine, ServeError};
 use edgeward_agent::worker::Spawner;
 use edgeward_models::manifest::{DelegateChoice, GoldenVectors};
@@ -108,6 +108,34 @@ fn tflite() -> PathBuf {
         "there is no TFLite library: run cross/fetch-tflite"
     );
     path
+}
+
+/// A profile named `npu` of the plugin that takes every node and computes nothing.
+pub fn idle_npu(config: &mut Config, options: &[(&str, &str)]) {
+    static LIBRARY: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, library) = LIBRARY.get_or_init(|| {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let library = directory.path().join("libnpu.so");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/worker/plugin.c");
+        let compiled = std::process::Command::new("cc")
+            .args(["-D_GNU_SOURCE", "-shared", "-fPIC", "-pthread", "-o"])
+            .args([&library, &source])
+            .status()
+            .expect("a C compiler named cc");
+        assert!(compiled.success(), "plugin.c does not compile");
+        (directory, library)
+    });
+    let own = |&(key, value): &(&str, &str)| (key.to_owned(), value.to_owned());
+    let profile = DelegateProfile {
+        library: library.clone(),
+        read: Vec::new(),
+        devices: Vec::new(),
+        options: options.iter().map(own).collect(),
+        opens_files_late: false,
+    };
+    config
+        .delegates
+        .insert("npu".parse().expect("name"), profile);
 }
 
 pub fn choice(delegate: &str) -> DelegateChoice {
