@@ -39,6 +39,8 @@ pub enum Access {
     Group,
     /// Anyone may read (0644): certificates, public metadata.
     Anyone,
+    /// Nobody writes again (0440): files of an installed version.
+    ReadOnly,
 }
 
 impl Access {
@@ -47,6 +49,7 @@ impl Access {
             Self::Owner => 0o600,
             Self::Group => 0o640,
             Self::Anyone => 0o644,
+            Self::ReadOnly => 0o440,
         }
     }
 }
@@ -81,6 +84,15 @@ pub fn write(path: &Path, bytes: &[u8], access: Access) -> Result<(), DurableErr
 
 /// Writes and fsyncs a file that is not yet known by its final name. An old file of that name is replaced.
 pub fn write_new(path: &Path, bytes: &[u8], access: Access) -> Result<(), DurableError> {
+    write_new_with(path, access, |file| file.write_all(bytes))
+}
+
+/// Like [`write_new`], for content that is too large to be held at once.
+pub fn write_new_with(
+    path: &Path,
+    access: Access,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<(), DurableError> {
     let _ = fs::remove_file(path);
     let mut file = OpenOptions::new()
         .write(true)
@@ -91,7 +103,7 @@ pub fn write_new(path: &Path, bytes: &[u8], access: Access) -> Result<(), Durabl
     // The umask may have taken bits that `access` grants.
     file.set_permissions(fs::Permissions::from_mode(access.mode()))
         .map_err(failed("set the permissions of", path))?;
-    file.write_all(bytes).map_err(failed("write", path))?;
+    fill(&mut file).map_err(failed("write", path))?;
     file.sync_all().map_err(failed("fsync", path))
 }
 

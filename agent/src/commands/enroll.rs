@@ -1,11 +1,152 @@
-//! `edgeward enroll`. (To be written.)
+//! `edgeward enroll`: the two steps that make this device a member of a fleet.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use edgeward_models::fleet::enrolment::{EnrolmentBundle, MAX_BUNDLE_BYTES};
+use edgeward_models::verify::{TrustStore, VerifyError};
+
+use crate::config::Config;
+use crate::fleet::identity::{self, IdentityError};
+use crate::fleet::state::{StateDirectory, act_as_owner};
+use crate::watch::audit::Audit;
 
 /// Arguments of `edgeward enroll`.
+///
+/// First `--request FILE` makes this device's key, which never leaves it, and writes a certificate request.
+/// The operator answers it with `fleetctl device enroll`; `--accept BUNDLE` takes the answer: the device's
+/// certificate, the broker's address and authority, and the root of trust. Both need the agent stopped.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(group(clap::ArgGroup::new("step").required(true).args(["request", "accept"])))]
+pub struct Args {
+    /// Write a certificate request to this file (`-`: standard output). The key is made once and kept.
+    #[arg(long, value_name = "FILE")]
+    request: Option<PathBuf>,
+    /// A name for the request, as a hint for the operator [default: the host's name].
+    #[arg(long, value_name = "NAME", requires = "request")]
+    name: Option<String>,
+    /// Take the fleet's answer from this file.
+    #[arg(long, value_name = "BUNDLE")]
+    accept: Option<PathBuf>,
+}
 
 impl Args {
-    pub fn run(self, _config: &std::path::Path) -> anyhow::Result<std::process::ExitCode> {
-        todo!()
+    pub fn run(self, config: &Path) -> anyhow::Result<ExitCode> {
+        let config = Config::load(config)?;
+        match (self.request, self.accept) {
+            (Some(file), _) => request(&config, &file, self.name),
+            (None, Some(file)) => accept(&config, &file),
+            (None, None) => anyhow::bail!("give --request FILE or --accept BUNDLE"),
+        }
     }
+}
+
+fn request(config: &Config, file: &Path, name: Option<String>) -> anyhow::Result<ExitCode> {
+    let hint = name.unwrap_or_else(host_name);
+    // Opened with the caller's rights, before they are put down.
+    let mut output: Box<dyn Write> = if file == Path::new("-") {
+        Box::new(std::io::stdout())
+    } else {
+        Box::new(File::create(file).with_context(|| format!("cannot write {}", file.display()))?)
+    };
+    let state = open_state(config)?;
+    let request = identity::request(&state.identity(), &hint)?;
+    output
+        .write_all(request.as_bytes())
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    writeln!(
+        std::io::stderr(),
+        "The request is in {}. On the operator's machine: fleetctl device enroll, then here: \
+         edgeward enroll --accept BUNDLE",
+        file.display()
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn accept(config: &Config, file: &Path) -> anyhow::Result<ExitCode> {
+    let mut bytes = Vec::new();
+    File::open(file)
+        .and_then(|f| f.take(MAX_BUNDLE_BYTES + 1).read_to_end(&mut bytes))
+        .with_context(|| format!("cannot read {}", file.display()))?;
+    let state = open_state(config)?;
+    let bundle = match identity::check(&state.identity(), &bytes) {
+        Ok(bundle) => bundle,
+        Err(error @ IdentityError::Durable(_)) => return Err(error.into()),
+        Err(error) => return refuse(&format!("{:#}", anyhow::Error::from(error))),
+    };
+    let before = identity::stored_bundle(&state.identity())?;
+    if let Some(before) = &before
+        && let Some(problem) = another_fleet(before, &bundle)
+    {
+        let advice = format!(
+            "{problem}; to move this device to another fleet, stop the agent, move {} away and begin with \
+             `edgeward enroll --request`",
+            state.root().display()
+        );
+        return refuse(&advice);
+    }
+    let audit = Audit::open(state.root())?;
+    let trust = TrustStore::create(&state.trust(), bundle.root.as_bytes());
+    match trust {
+        Ok(_) => {}
+        Err(error @ VerifyError::Durable(_)) => return Err(error.into()),
+        Err(error) => return refuse(&format!("{:#}", anyhow::Error::from(error))),
+    }
+    if before.as_ref() == Some(&bundle) {
+        return say(&format!(
+            "{} is a member of the fleet {} already; nothing to do",
+            bundle.device, bundle.fleet
+        ));
+    }
+    audit.record(
+        "enrolled",
+        serde_json::json!({
+            "fleet": bundle.fleet, "device": bundle.device, "broker": bundle.broker.host,
+            "root": edgeward_models::Digest::of(bundle.root.as_bytes()),
+            "certificate": edgeward_models::Digest::of(bundle.certificate.as_bytes()),
+        }),
+    )?;
+    identity::store(&state.identity(), &bundle)?;
+    say(&format!(
+        "{} is a member of the fleet {}; broker {}:{}. Start the agent (with a [fleet] section in its \
+         configuration it connects)",
+        bundle.device, bundle.fleet, bundle.broker.host, bundle.broker.port
+    ))
+}
+
+/// Why the new bundle is not of the fleet that this device belongs to.
+fn another_fleet(before: &EnrolmentBundle, now: &EnrolmentBundle) -> Option<String> {
+    (before.fleet != now.fleet).then(|| {
+        format!(
+            "this device belongs to the fleet {}, the bundle is of {}",
+            before.fleet, now.fleet
+        )
+    })
+}
+
+fn open_state(config: &Config) -> anyhow::Result<StateDirectory> {
+    act_as_owner(&config.state_directory)?;
+    StateDirectory::open(&config.state_directory)
+        .context("enrolment needs the agent stopped (systemctl stop edgeward)")
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "edgeward".to_owned(),
+        name => name.chars().take(64).collect(),
+    }
+}
+
+fn say(text: &str) -> anyhow::Result<ExitCode> {
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn refuse(text: &str) -> anyhow::Result<ExitCode> {
+    writeln!(std::io::stderr(), "edgeward: {text}")?;
+    Ok(ExitCode::from(1))
 }

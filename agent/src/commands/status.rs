@@ -1,11 +1,168 @@
-//! `edgeward status`. (To be written.)
+//! `edgeward status`: what the running agent serves and how it is.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use edgeward_models::fleet::status::ModelStatus;
+
+use crate::config::Config;
+use crate::fleet::admin::{Client, Report};
 
 /// Arguments of `edgeward status`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Print the whole status as JSON.
+    #[arg(long)]
+    json: bool,
+}
 
 impl Args {
-    pub fn run(self, _config: &std::path::Path) -> anyhow::Result<std::process::ExitCode> {
-        todo!()
+    pub fn run(self, config: &Path) -> anyhow::Result<ExitCode> {
+        let config = Config::load(config)?;
+        let agent = Client::connect(&config.state_directory)
+            .context("cannot talk to the running agent; be root or the agent's own user")?
+            .with_context(|| {
+                format!(
+                    "no agent runs on {} (systemctl start edgeward)",
+                    config.state_directory.display()
+                )
+            })?;
+        let report = agent.status().context("the agent did not answer")?;
+        let mut output = std::io::stdout();
+        if self.json {
+            serde_json::to_writer_pretty(&mut output, &report)?;
+            writeln!(output)?;
+        } else {
+            output.write_all(text(&report).as_bytes())?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The report for people.
+fn text(report: &Report) -> String {
+    let status = &report.status;
+    let mut lines = Vec::new();
+    if report.enrolled {
+        let groups = status
+            .groups
+            .iter()
+            .map(|g| format!("{} ({})", g.group, g.sequence));
+        lines.push(format!("device    {}", status.device));
+        lines.push(format!(
+            "groups    {}",
+            groups.collect::<Vec<_>>().join(", ")
+        ));
+    } else {
+        lines.push("device    not enrolled (edgeward enroll)".to_owned());
+    }
+    lines.push(format!("agent     {}", status.agent_version));
+    let link = report.link.as_deref().unwrap_or("no broker configured");
+    lines.push(format!("link      {link}"));
+    let stale = if status.stale {
+        ", stale: nothing new is installed"
+    } else {
+        ""
+    };
+    lines.push(format!(
+        "trust     timestamp {}{stale}",
+        status.timestamp_version
+    ));
+    lines.push(format!("sandbox   {}", status.sandbox));
+    lines.push(format!(
+        "audit     {} entries, head {}",
+        status.audit_length, status.audit_head
+    ));
+    if let Some(error) = &status.last_error {
+        lines.push(format!("trouble   {error}"));
+    }
+    lines.push(String::new());
+    if status.models.is_empty() {
+        lines.push("no models".to_owned());
+    }
+    lines.extend(status.models.iter().flat_map(model_lines));
+    lines.join("\n") + "\n"
+}
+
+fn model_lines(model: &ModelStatus) -> Vec<String> {
+    let mut line = match &model.active {
+        Some(active) => format!(
+            "{} {} (release {}) on {}, {} of {} nodes",
+            model.model,
+            active.version,
+            active.release,
+            active.delegate,
+            active.delegated_nodes,
+            active.total_nodes
+        ),
+        None => format!("{}: nothing serves", model.model),
+    };
+    line.push_str(&format!(" · {}", model.phase.word()));
+    let active = model.active.as_ref().map(|a| &a.version);
+    if let Some(target) = model.target.as_ref().filter(|t| Some(*t) != active) {
+        line.push_str(&format!(" · wanted: {target}"));
+    }
+    if let Some(previous) = &model.previous {
+        line.push_str(&format!(" · previous: {previous}"));
+    }
+    let mut lines = vec![line];
+    lines.extend(model.reason.iter().map(|reason| format!("    {reason}")));
+    if let Some(active) = &model.active {
+        let refused = active.refused_delegates.iter();
+        lines.extend(refused.map(|r| format!("    not on {}: {}", r.delegate, r.reason)));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edgeward_models::Digest;
+    use edgeward_models::fleet::status::{ActiveVersion, FORMAT, Phase, Status};
+
+    #[test]
+    fn the_report_names_what_serves_and_why_something_else_does_not() {
+        let report = Report {
+            enrolled: true,
+            link: Some("connected to broker:8883".to_owned()),
+            connected: true,
+            status: Status {
+                format: FORMAT,
+                device: "scanner-1".parse().expect("name"),
+                boot_id: "b".to_owned(),
+                sequence: 0,
+                at: 0,
+                agent_version: "0.1.0".to_owned(),
+                groups: Vec::new(),
+                models: vec![ModelStatus {
+                    model: "digits".parse().expect("name"),
+                    active: Some(ActiveVersion {
+                        version: "1.0.0".parse().expect("version"),
+                        release: 1,
+                        delegate: "xnnpack".parse().expect("name"),
+                        delegated_nodes: 7,
+                        total_nodes: 8,
+                        refused_delegates: Vec::new(),
+                    }),
+                    previous: None,
+                    target: Some("2.0.0".parse().expect("version")),
+                    phase: Phase::Refused,
+                    reason: Some("2.0.0 failed on this device: golden vector 3 is off".to_owned()),
+                }],
+                timestamp_version: 4,
+                stale: false,
+                sandbox: "enforced".to_owned(),
+                audit_length: 9,
+                audit_head: Digest::of(b""),
+                disk_free_bytes: 0,
+                last_error: None,
+            },
+        };
+        let text = text(&report);
+        let line = "digits 1.0.0 (release 1) on xnnpack, 7 of 8 nodes · refused · wanted: 2.0.0";
+        assert!(text.contains(line), "{text}");
+        assert!(text.contains("golden vector 3 is off"), "{text}");
     }
 }

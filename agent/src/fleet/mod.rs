@@ -1,13 +1,70 @@
-//! The link to the fleet: verified metadata in, installed versions, statuses and telemetry out. (Contract; bodies to be written.)
-#![allow(dead_code, unused_variables)]
-use std::sync::Arc;
+//! The link to the fleet: verified metadata in, installed versions, statuses and telemetry out.
+//!
+//! Reading order: [`state`] (what lies on the disk), [`identity`] (who the device is), [`goal`] (what it
+//! should run), [`job`] and [`transfer`] (how a version gets there), [`reconcile`] (the one task that
+//! decides), [`boot`] (the first thing after a start), [`board`] (what others may see of it), [`admin`] (the
+//! door for `import` and `status`), [`mqtt`] and [`transport`] (the broker), [`speaker`] (what is told it),
+//! [`telemetry`], [`outbox`] and [`store`] (numbers that may leave, and wait until they can).
+//!
+//! All of it but loading at the start runs on a thread of its own, so that an fsync or a slow broker never
+//! holds up a request; the engine's own tasks stay on the runtime that serves.
 
-use crate::config::Config;
-use crate::serving::Engine;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use edgeward_models::DeviceId;
+use edgeward_models::fleet::topic::Topic;
+use edgeward_models::verify::{Policy, TrustStore};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, Semaphore, broadcast, mpsc, watch};
+use tracing::{error, info};
+
+use crate::config::{self, Config};
+use crate::serving::{Engine, EngineEvent};
 use crate::watch::audit::Audit;
+use admin::Admin;
+use board::{Board, chain};
+use identity::{Identity, TrustedClock};
+use job::Workshop;
+use mqtt::{Link, LinkState};
+use reconcile::{ImportRequest, Membership, Reconciler, Wires};
+use state::StateDirectory;
+use transfer::ChunkCache;
+use transport::BrokerSource;
+
+pub mod admin;
+pub mod board;
+pub mod boot;
+pub mod goal;
+pub mod identity;
+pub mod job;
+pub mod mqtt;
+pub mod outbox;
+pub mod reconcile;
+mod routes;
+pub mod speaker;
+pub mod state;
+pub mod store;
+pub mod telemetry;
+pub mod transfer;
+pub mod transport;
+
+/// After being asked to stop, the fleet side gets this long to say goodbye and flush.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// The file whose change says that there is something new.
+const TIMESTAMP: &str = "timestamp.json";
+/// Connections are recorded in the audit log at most this often.
+const CONNECTION_RECORDS: Duration = Duration::from_secs(600);
+/// Imports that wait while another one is looked at.
+const PENDING_IMPORTS: usize = 4;
 
 /// The running fleet side.
-pub struct FleetTasks {}
+pub struct FleetTasks {
+    stop: watch::Sender<bool>,
+    thread: std::thread::JoinHandle<()>,
+    imports: mpsc::Sender<ImportRequest>,
+}
 
 /// Starts what `serve` needs: loads the active versions from disk *before it returns* (so a boot without
 /// network serves), then opens the admin socket, connects to the broker if the device is enrolled and
@@ -18,12 +75,303 @@ pub async fn start(
     engine: Engine,
     audit: Audit,
 ) -> anyhow::Result<FleetTasks> {
-    todo!()
+    begin(config, engine, audit, true).await
+}
+
+/// The same without broker, telemetry and admin socket: for `edgeward import` where no agent runs.
+pub async fn start_offline(
+    config: Arc<Config>,
+    engine: Engine,
+    audit: Audit,
+) -> anyhow::Result<FleetTasks> {
+    begin(config, engine, audit, false).await
+}
+
+async fn begin(
+    config: Arc<Config>,
+    engine: Engine,
+    audit: Audit,
+    online: bool,
+) -> anyhow::Result<FleetTasks> {
+    let state = Arc::new(StateDirectory::open(&config.state_directory)?);
+    let board = Arc::new(Board::new());
+    let mut records = state
+        .records()
+        .context("cannot read which versions are active")?;
+    let workshop = Arc::new(Workshop {
+        cache: ChunkCache::new(state.chunks()),
+        config: config.clone(),
+        state: state.clone(),
+        engine: engine.clone(),
+        serving: Handle::current(),
+        audit: audit.clone(),
+        board: board.clone(),
+        proving: Semaphore::new(1),
+    });
+    let absent = boot::boot(&workshop, &mut records).await;
+    let applied = state.applied().unwrap_or_else(|e| {
+        // Sequences only guard against an operator's restored backup; without them the device still serves.
+        error!(problem = %chain(&e), "the record of applied desired states is unreadable");
+        board.error(chain(&e));
+        state::Applied::default()
+    });
+    let (identity, membership) = join_fleet(&config, &state, &board);
+    let (stop, stopping) = watch::channel(false);
+    let (imports, wanted_imports) = mpsc::channel(PENDING_IMPORTS);
+    let membership_clock = membership.as_ref().map(|m| m.clock.clone());
+    let reconciler = Reconciler::new(workshop.clone(), membership, records, applied, absent);
+    let admin = Admin {
+        board: board.clone(),
+        imports: imports.clone(),
+        report: report(&workshop, identity.as_deref())?,
+    };
+    let link = match (&identity, &config.fleet, online) {
+        (Some(identity), Some(settings), true) => {
+            let clock = membership_clock
+                .unwrap_or_else(|| Arc::new(TrustedClock::new(identity.not_before)));
+            connection(identity, settings, clock, &board)
+        }
+        _ => None,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot make the runtime of the fleet side")?;
+    let side = Side {
+        workshop,
+        reconciler,
+        admin: online.then_some(admin),
+        identity,
+        link,
+        imports: wanted_imports,
+        engine_events: engine.subscribe(),
+        stop: stopping,
+    };
+    let thread = std::thread::Builder::new()
+        .name("fleet".to_owned())
+        .spawn(move || runtime.block_on(side.run()))
+        .context("cannot start the thread of the fleet side")?;
+    Ok(FleetTasks {
+        stop,
+        thread,
+        imports,
+    })
 }
 
 impl FleetTasks {
+    /// Applies a repository; the events end with `Done`.
+    pub async fn import(&self, request: ImportRequest) -> anyhow::Result<()> {
+        self.imports
+            .send(request)
+            .await
+            .map_err(|_| anyhow::anyhow!("the fleet side has stopped"))
+    }
+
     /// Publishes a graceful `offline`, flushes the outbox, closes the store.
     pub async fn stop(self) {
-        todo!()
+        let _ = self.stop.send(true);
+        let thread = self.thread;
+        let joined = tokio::task::spawn_blocking(move || thread.join().is_ok());
+        match tokio::time::timeout(STOP_TIMEOUT, joined).await {
+            Ok(Ok(true)) => {}
+            Ok(_) => error!("the fleet side ended in a panic"),
+            Err(_) => error!("the fleet side did not stop in time and is left behind"),
+        }
     }
+}
+
+/// What runs on the thread of the fleet side.
+struct Side {
+    workshop: Arc<Workshop>,
+    reconciler: Reconciler,
+    admin: Option<Admin>,
+    identity: Option<Arc<Identity>>,
+    link: Option<Link>,
+    imports: mpsc::Receiver<ImportRequest>,
+    engine_events: broadcast::Receiver<EngineEvent>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Side {
+    async fn run(self) {
+        let workshop = self.workshop;
+        // Everything spawned here ends with this runtime; what must end in order is awaited below.
+        if let Some(admin) = self.admin {
+            tokio::spawn(admin::serve(workshop.state.root().to_owned(), admin));
+        }
+        let mut wires = Wires {
+            imports: self.imports,
+            timestamps: watch::channel(None).1,
+            sessions: watch::channel(0).1,
+            remote: None,
+            engine: self.engine_events,
+            stop: self.stop.clone(),
+        };
+        let mut last = Vec::new();
+        if let (Some(link), Some(identity), Some(settings)) =
+            (self.link, self.identity, &workshop.config.fleet)
+        {
+            wires.timestamps = link.standing();
+            wires.sessions = link.sessions();
+            wires.remote = Some(Arc::new(BrokerSource::new(
+                link.clone(),
+                identity.fleet.clone(),
+                Duration::from_millis(settings.quiet_period_ms),
+                settings.fetch_window_bytes,
+            )));
+            let speaking = speaker::speak(workshop.clone(), identity.clone(), link.clone());
+            tokio::spawn(speaking);
+            tokio::spawn(watch_link(workshop.clone(), link.clone()));
+            let stop = self.stop.clone();
+            let reporting = telemetry::report(workshop.clone(), identity, link.clone(), stop);
+            last.push(tokio::spawn(reporting));
+            last.push(tokio::spawn(link.run(self.stop)));
+        }
+        self.reconciler.run(wires).await;
+        for task in last {
+            if let Err(e) = task.await {
+                error!(problem = %e, "a task of the fleet side ended in a panic");
+            }
+        }
+    }
+}
+
+/// The settings of a connection to the broker; `None`, and reported, when the identity does not serve.
+fn connection(
+    identity: &Arc<Identity>,
+    settings: &config::Fleet,
+    clock: Arc<TrustedClock>,
+    board: &Board,
+) -> Option<Link> {
+    let tls = match identity.tls(clock) {
+        Ok(tls) => Arc::new(tls),
+        Err(e) => {
+            error!(problem = %chain(&e), "cannot connect to the broker; enrol the device again");
+            board.error(chain(&e));
+            return None;
+        }
+    };
+    let host = settings
+        .broker_host
+        .as_ref()
+        .unwrap_or(&identity.broker.host);
+    let timestamp = TIMESTAMP.parse().ok()?;
+    Some(Link::new(mqtt::Settings {
+        host: host.clone(),
+        port: settings.broker_port.unwrap_or(identity.broker.port),
+        client_id: identity.device.to_string(),
+        tls,
+        keep_alive: Duration::from_secs(u64::from(settings.keep_alive_seconds)),
+        max_packet_bytes: settings.max_packet_bytes,
+        standing_topic: Topic::Metadata(timestamp).in_fleet(&identity.fleet),
+        presence_topic: Topic::Online(identity.device.clone()).in_fleet(&identity.fleet),
+        presence: speaker::presence(board),
+    }))
+}
+
+/// Puts the state of the link on the board, and connections into the audit log.
+async fn watch_link(workshop: Arc<Workshop>, link: Link) {
+    let broker = link.broker();
+    let mut state = link.state();
+    let mut recorded: Option<Instant> = None;
+    loop {
+        let now = state.borrow_and_update().clone();
+        let connected = now == LinkState::Connected;
+        let text = match now {
+            LinkState::Connecting => format!("connecting to {broker}"),
+            LinkState::Connected => format!("connected to {broker}"),
+            LinkState::Lost(reason) => format!("not connected: {reason}"),
+        };
+        workshop.board.change(|facts| {
+            facts.link = Some(text);
+            facts.connected = connected;
+        });
+        // A broker that flaps must not fill the log.
+        if connected && recorded.is_none_or(|at| at.elapsed() > CONNECTION_RECORDS) {
+            recorded = Some(Instant::now());
+            let fields = serde_json::json!({"broker": broker});
+            if let Err(e) = workshop.audit.record("connected", fields) {
+                error!(problem = %chain(&e), "audit record failed");
+            }
+        }
+        if state.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Identity and trust, as far as they are there. Trouble is reported, and what is installed serves on.
+fn join_fleet(
+    config: &Config,
+    state: &StateDirectory,
+    board: &Board,
+) -> (Option<Arc<Identity>>, Option<Membership>) {
+    let identity = match Identity::load(&state.identity()) {
+        Ok(Some(identity)) => Arc::new(identity),
+        Ok(None) => {
+            info!("this device is not enrolled; it serves what is installed");
+            return (None, None);
+        }
+        Err(e) => {
+            error!(problem = %chain(&e), "the device's identity is unusable; enrol it again");
+            board.error(chain(&e));
+            return (None, None);
+        }
+    };
+    let trust = match TrustStore::open(&state.trust()) {
+        Ok(trust) => trust,
+        Err(e) => {
+            error!(problem = %chain(&e), "nothing new is accepted");
+            board.error(chain(&e));
+            return (Some(identity), None);
+        }
+    };
+    let policy = Policy {
+        stale_after: Duration::from_secs(u64::from(config.trust.stale_after_days) * 24 * 3600),
+    };
+    let clock = Arc::new(TrustedClock::new(
+        identity.not_before.max(trust.trusted_time()),
+    ));
+    if let Ok(Some(repository)) = trust.current(jiff::Timestamp::now(), policy) {
+        board.change(|facts| {
+            facts.timestamp_version = repository.timestamp_version();
+            facts.stale = repository.stale();
+        });
+    }
+    let membership = Membership {
+        device: identity.device.clone(),
+        trust: Arc::new(Mutex::new(trust)),
+        clock,
+        policy,
+    };
+    (Some(identity), Some(membership))
+}
+
+/// How `edgeward status` is answered.
+fn report(
+    workshop: &Arc<Workshop>,
+    identity: Option<&Identity>,
+) -> anyhow::Result<Box<dyn Fn() -> admin::Report + Send + Sync>> {
+    let workshop = workshop.clone();
+    let enrolled = identity.is_some();
+    // A device that is in no fleet still has to be shown to the person at its prompt.
+    let device: DeviceId = match identity {
+        Some(identity) => identity.device.clone(),
+        None => "unenrolled".parse()?,
+    };
+    Ok(Box::new(move || {
+        let facts = workshop.board.facts();
+        admin::Report {
+            enrolled,
+            link: facts.link,
+            connected: facts.connected,
+            status: workshop.board.status(
+                device.clone(),
+                0,
+                &workshop.engine,
+                &workshop.audit,
+                workshop.state.free_bytes(),
+            ),
+        }
+    }))
 }

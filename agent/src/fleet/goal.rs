@@ -1,0 +1,166 @@
+//! What this device should run, as the newest verified repository says.
+//!
+//! One look at a source yields a [`Goal`] or says why not. Looking changes nothing but trust itself, which
+//! `models::verify` commits only when everything verified.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use edgeward_models::chunk::Source;
+use edgeward_models::fleet::rollout::Wish;
+use edgeward_models::fleet::status::AppliedGroup;
+use edgeward_models::verify::{Policy, TrustStore, Update, VerifiedRepository, VerifyError};
+use edgeward_models::{DeviceId, ModelName, Version};
+use jiff::Timestamp;
+use tokio::sync::Mutex;
+
+use super::state::Applied;
+
+/// The wishes of all groups of this device, merged.
+#[derive(Debug)]
+pub struct Goal {
+    pub repository: VerifiedRepository,
+    /// Where the files come from.
+    pub source: Arc<dyn Source>,
+    pub groups: Vec<AppliedGroup>,
+    pub wishes: BTreeMap<ModelName, Wish>,
+    /// Every group was read, so a model that nobody wishes for may be let go.
+    pub complete: bool,
+    /// Why nothing new may be installed.
+    pub bar: Option<String>,
+    /// From a directory that somebody holds out: no waiting for a moment in the rollout.
+    pub local: bool,
+    /// What an operator should hear.
+    pub notes: Vec<String>,
+}
+
+pub enum Looked {
+    Goal(Goal),
+    /// Verified, and older than what this device knows.
+    Older {
+        offered: u64,
+        known: u64,
+    },
+}
+
+/// Updates trust from `source` and reads what it wishes of `device`.
+pub async fn look(
+    trust: &Mutex<TrustStore>,
+    source: Arc<dyn Source>,
+    device: &DeviceId,
+    policy: Policy,
+    applied: &Applied,
+    local: bool,
+) -> Result<Looked, VerifyError> {
+    let updated = {
+        let mut trust = trust.lock().await;
+        trust
+            .update(source.clone(), Timestamp::now(), policy)
+            .await?
+    };
+    let repository = match updated {
+        Update::Current(repository) => repository,
+        Update::Older { offered, known } => return Ok(Looked::Older { offered, known }),
+    };
+    let mut goal = Goal {
+        bar: repository.install_bar().map(str::to_owned),
+        groups: Vec::new(),
+        wishes: BTreeMap::new(),
+        complete: true,
+        local,
+        notes: Vec::new(),
+        source: source.clone(),
+        repository,
+    };
+    for group in goal.repository.groups(&*source, device).await? {
+        let desired = goal.repository.desired(&*source, &group).await?;
+        let before = applied.groups.get(&group).copied().unwrap_or(0);
+        let sequence = desired.as_ref().map_or(0, |d| d.sequence);
+        if sequence < before {
+            // Metadata cannot go back, so the operator's own repository did: a restored backup.
+            goal.notes.push(format!(
+                "the desired state of group {group} went back from {before} to {sequence} and is ignored; \
+                 publish a newer one"
+            ));
+            goal.complete = false;
+        } else {
+            for (model, wish) in desired.into_iter().flat_map(|d| d.models) {
+                merge(&mut goal, model, wish);
+            }
+        }
+        goal.groups.push(AppliedGroup {
+            group,
+            sequence: sequence.max(before),
+        });
+    }
+    // A device that is in no group is told nothing: it keeps what it has.
+    goal.complete &= !goal.groups.is_empty();
+    Ok(Looked::Goal(goal))
+}
+
+/// Where two groups want different versions of one model the newer release wins.
+fn merge(goal: &mut Goal, model: ModelName, wish: Wish) {
+    let Some(other) = goal.wishes.get(&model) else {
+        goal.wishes.insert(model, wish);
+        return;
+    };
+    let newer = if wish.release > other.release {
+        &wish
+    } else {
+        other
+    };
+    if other.version != wish.version {
+        goal.notes.push(format!(
+            "two groups of this device want {model} {} and {}; the newer release, {}, is taken",
+            other.version, wish.version, newer.version
+        ));
+    }
+    if wish.release > other.release {
+        goal.wishes.insert(model, wish);
+    }
+}
+
+/// What one device should do about one wish.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Target {
+    /// Run this version.
+    Run(Version),
+    /// Not this device's turn.
+    NotYet,
+}
+
+/// A device outside the wave stays where it is; one that has nothing yet takes what the group ran before.
+pub fn target(wish: &Wish, device: &DeviceId, has_something: bool) -> Target {
+    if wish.includes(device) {
+        return Target::Run(wish.version.clone());
+    }
+    match &wish.previous {
+        Some(previous) if !has_something => Target::Run(previous.clone()),
+        _ => Target::NotYet,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_device_outside_the_wave_takes_what_its_group_ran_before() {
+        let mut wish = Wish {
+            version: Version::new(2, 0, 0),
+            release: 2,
+            rollout: "r2".parse().expect("name"),
+            previous: Some(Version::new(1, 0, 0)),
+            percent: 0,
+            jitter_seconds: 0,
+            soak_seconds: 0,
+        };
+        let device: DeviceId = "scanner-1".parse().expect("name");
+        assert_eq!(target(&wish, &device, true), Target::NotYet);
+        let previous = Target::Run(Version::new(1, 0, 0));
+        assert_eq!(target(&wish, &device, false), previous);
+        wish.percent = 100;
+        let newest = Target::Run(Version::new(2, 0, 0));
+        assert_eq!(target(&wish, &device, true), newest);
+    }
+}

@@ -1,0 +1,136 @@
+//! What the device tells its fleet of itself: signed statuses, and the presence messages of its connections.
+//!
+//! A status is retained and published when something in it has changed, and on every new connection; a fetch
+//! that only progresses is told of less often, since a whole fleet fetches at once.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use edgeward_models::codec::{self, CodecError};
+use edgeward_models::fleet::signed::{self, Purpose};
+use edgeward_models::fleet::status::{Online, Phase, Status};
+use edgeward_models::fleet::topic::Topic;
+use tracing::warn;
+
+use super::board::{Board, chain};
+use super::identity::{Identity, IdentityError};
+use super::job::Workshop;
+use super::mqtt::{Link, LinkError, LinkState, Presence};
+
+/// Changes within this time are told together.
+const GATHER: Duration = Duration::from_millis(200);
+/// Progress alone is told this often.
+const PROGRESS: Duration = Duration::from_secs(3);
+
+#[derive(Debug, thiserror::Error)]
+pub enum SpeakError {
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+/// A signed message as it travels, before compression.
+pub fn sealed(
+    identity: &Identity,
+    purpose: Purpose,
+    payload: Vec<u8>,
+) -> Result<Vec<u8>, SpeakError> {
+    let envelope = signed::seal(purpose, &identity.device, payload, |bytes| {
+        identity.sign(bytes)
+    })?;
+    Ok(codec::encode("signed envelope", &envelope)?)
+}
+
+/// Birth, last will and goodbye of this boot.
+pub fn presence(board: &Board) -> Presence {
+    let message = |online: bool, reason: &'static str| {
+        let boot_id = board.boot_id().to_owned();
+        Box::new(move |session: u64| {
+            let message = Online {
+                online,
+                reason: reason.to_owned(),
+                boot_id: boot_id.clone(),
+                session,
+            };
+            codec::encode("presence", &message).unwrap_or_default()
+        })
+    };
+    Presence {
+        born: message(true, "connected"),
+        lost: message(false, "connection lost"),
+        stopped: message(false, "stopped"),
+    }
+}
+
+/// Publishes statuses for as long as it is polled.
+pub async fn speak(workshop: Arc<Workshop>, identity: Arc<Identity>, link: Link) {
+    let topic = Topic::Status(identity.device.clone()).in_fleet(&identity.fleet);
+    let mut changes = workshop.board.changes();
+    let mut sessions = link.sessions();
+    let mut sequence = 0;
+    let mut told: Option<(Status, Instant)> = None;
+    loop {
+        tokio::select! {
+            Ok(()) = sessions.changed() => told = None,
+            Ok(()) = changes.changed() => tokio::time::sleep(GATHER).await,
+            else => return,
+        }
+        changes.mark_unchanged();
+        if *link.state().borrow() != LinkState::Connected {
+            // Told on the next connection.
+            continue;
+        }
+        let status = workshop.board.status(
+            identity.device.clone(),
+            sequence + 1,
+            &workshop.engine,
+            &workshop.audit,
+            workshop.state.free_bytes(),
+        );
+        if let Some((before, at)) = &told {
+            let same = lasting(before) == lasting(&status);
+            let progressed = phases(before) != phases(&status);
+            if same && (!progressed || at.elapsed() < PROGRESS) {
+                continue;
+            }
+        }
+        sequence += 1;
+        match publish(&identity, &link, &topic, &status).await {
+            Ok(()) => told = Some((status, Instant::now())),
+            Err(problem) => {
+                warn!(problem = %chain(&problem), "status not published");
+                told = None;
+            }
+        }
+    }
+}
+
+async fn publish(
+    identity: &Identity,
+    link: &Link,
+    topic: &str,
+    status: &Status,
+) -> Result<(), SpeakError> {
+    let payload = codec::encode("status", status)?;
+    let message = sealed(identity, Purpose::Status, payload)?;
+    Ok(link.publish(topic, message, true).await?)
+}
+
+/// A status without what changes all the time.
+fn lasting(status: &Status) -> Status {
+    let mut status = status.clone();
+    (status.sequence, status.at, status.disk_free_bytes) = (0, 0, 0);
+    for model in &mut status.models {
+        if let Phase::Fetching { .. } = model.phase {
+            model.phase = Phase::Fetching { have: 0, of: 0 };
+        }
+    }
+    status
+}
+
+fn phases(status: &Status) -> Vec<Phase> {
+    status.models.iter().map(|m| m.phase).collect()
+}

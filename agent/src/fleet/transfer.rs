@@ -1,0 +1,241 @@
+//! Fetching what a version is made of, chunk by chunk, and putting it together.
+//!
+//! A chunk that arrived stays in the cache until its version is installed, so an interrupted fetch goes on
+//! where it stopped, after a restart of the agent too. Everything that comes back from the cache is checked
+//! against its digest like everything that comes from outside; the cache is never trusted.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use edgeward_models::chunk::{ChunkError, ChunkRef, Source, open_chunk};
+use edgeward_models::durable::{self, Access, DurableError};
+use edgeward_models::name::FileName;
+use edgeward_models::verify::{TargetInfo, VerifiedRepository, VerifyError};
+use edgeward_models::{Digest, ModelName, Version};
+use futures::{StreamExt, TryStreamExt};
+use sha2::{Digest as _, Sha256};
+
+/// Chunks asked for at once; the source's own window in bytes is usually narrower.
+const CONCURRENT_CHUNKS: usize = 16;
+/// A compressed chunk may be this much larger than what it holds (zstd's frame around incompressible bytes).
+const CHUNK_OVERHEAD: u64 = 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    #[error("the signed repository names no files of {model} {version}")]
+    Unknown { model: ModelName, version: Version },
+    #[error("{needed} bytes are needed and {free} are free (of which {reserve} stay reserved)")]
+    NoSpace {
+        needed: u64,
+        free: u64,
+        reserve: u64,
+    },
+    #[error("{file} does not have the digest that was signed")]
+    Digest { file: String },
+    #[error("target {0} does not end in a file name")]
+    Name(String),
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    #[error(transparent)]
+    Durable(#[from] DurableError),
+    #[error("cannot keep a fetched chunk")]
+    Cache(#[source] io::Error),
+    #[error("the task that assembles files ended early")]
+    Aborted,
+}
+
+/// Fetched chunks, compressed as they travelled.
+#[derive(Debug, Clone)]
+pub struct ChunkCache {
+    directory: PathBuf,
+}
+
+impl ChunkCache {
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.directory.join(digest.to_hex())
+    }
+
+    /// A chunk's content, if it is here and whole.
+    pub fn get(&self, chunk: &ChunkRef) -> Option<Vec<u8>> {
+        let limit = u64::from(chunk.length) + CHUNK_OVERHEAD;
+        let compressed = durable::read(&self.path(&chunk.sha256), limit).ok()??;
+        open_chunk(chunk, &compressed).ok()
+    }
+
+    /// Keeps a chunk. Not fsynced: after a power cut it is whole or fetched again.
+    fn put(&self, digest: &Digest, compressed: &[u8]) -> io::Result<()> {
+        let path = self.path(digest);
+        // Two versions that share a chunk may fetch it at the same time.
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let temporary = path.with_extension(format!("part{count}"));
+        fs::write(&temporary, compressed)?;
+        fs::rename(&temporary, &path)
+    }
+
+    /// Forgets the chunks of an installed version.
+    pub fn forget<'a>(&self, chunks: impl IntoIterator<Item = &'a ChunkRef>) {
+        for chunk in chunks {
+            let _ = fs::remove_file(self.path(&chunk.sha256));
+        }
+    }
+
+    /// Forgets everything (no installation is under way).
+    pub fn clear(&self) {
+        for entry in fs::read_dir(&self.directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// The files of one version, as signed, with the chunks each is made of.
+#[derive(Debug)]
+pub struct Parts {
+    pub files: Vec<(FileName, TargetInfo, Vec<ChunkRef>)>,
+}
+
+impl Parts {
+    /// Reads the chunk lists of all files.
+    pub async fn list(
+        repository: &VerifiedRepository,
+        source: &dyn Source,
+        model: &ModelName,
+        version: &Version,
+    ) -> Result<Self, TransferError> {
+        let targets = repository.version_targets(model, version);
+        if targets.is_empty() {
+            return Err(TransferError::Unknown {
+                model: model.clone(),
+                version: version.clone(),
+            });
+        }
+        let mut files = Vec::new();
+        for target in targets {
+            let name = target.name.rsplit('/').next().unwrap_or_default();
+            let name = name
+                .parse()
+                .map_err(|_| TransferError::Name(target.name.clone()))?;
+            let chunks = repository.chunks(source, target).await?;
+            files.push((name, target.clone(), chunks));
+        }
+        Ok(Self { files })
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|(_, target, _)| target.length).sum()
+    }
+
+    pub fn chunks(&self) -> impl Iterator<Item = &ChunkRef> {
+        self.files.iter().flat_map(|(_, _, chunks)| chunks)
+    }
+
+    /// Fetches what the cache lacks. `progress` hears (bytes here, bytes of all). Returns the bytes fetched.
+    pub async fn fetch(
+        &self,
+        source: &dyn Source,
+        cache: &ChunkCache,
+        room: impl FnOnce(u64) -> Result<(), TransferError>,
+        progress: impl Fn(u64, u64),
+    ) -> Result<u64, TransferError> {
+        let of = self.bytes();
+        let mut seen = HashSet::new();
+        let missing: Vec<ChunkRef> = self
+            .chunks()
+            .filter(|chunk| seen.insert(chunk.sha256) && cache.get(chunk).is_none())
+            .copied()
+            .collect();
+        let lacking: u64 = missing.iter().map(|c| u64::from(c.length)).sum();
+        // What is fetched lies on the disk twice until it is installed: as chunks and as files.
+        room(lacking + self.bytes())?;
+        let mut have = of.saturating_sub(lacking);
+        progress(have, of);
+        let mut arrivals = futures::stream::iter(missing)
+            .map(|chunk| async move {
+                let compressed = source
+                    .chunk(&chunk.sha256)
+                    .await
+                    .map_err(ChunkError::from)?
+                    .ok_or(ChunkError::Missing(chunk.sha256))?;
+                open_chunk(&chunk, &compressed)?;
+                Ok::<_, TransferError>((chunk, compressed))
+            })
+            .buffer_unordered(CONCURRENT_CHUNKS);
+        let mut fetched = 0;
+        while let Some((chunk, compressed)) = arrivals.try_next().await? {
+            cache
+                .put(&chunk.sha256, &compressed)
+                .map_err(TransferError::Cache)?;
+            fetched += compressed.len() as u64;
+            have += u64::from(chunk.length);
+            progress(have, of);
+        }
+        Ok(fetched)
+    }
+
+    /// Writes all files into `directory` from the cache, read-only and fsynced, each with its signed digest.
+    pub async fn assemble(
+        self: Arc<Self>,
+        cache: ChunkCache,
+        directory: PathBuf,
+    ) -> Result<(), TransferError> {
+        // Hashing and fsync of large files would hold up everything else on this thread.
+        tokio::task::spawn_blocking(move || {
+            durable::remove_directory(&directory)?;
+            durable::create_directory(&directory)?;
+            for (name, target, chunks) in &self.files {
+                assemble_file(&cache, &directory.join(name.as_str()), target, chunks)?;
+            }
+            Ok(durable::sync_directory(&directory)?)
+        })
+        .await
+        .map_err(|_| TransferError::Aborted)?
+    }
+}
+
+fn assemble_file(
+    cache: &ChunkCache,
+    path: &Path,
+    target: &TargetInfo,
+    chunks: &[ChunkRef],
+) -> Result<(), TransferError> {
+    let mut hasher = Sha256::new();
+    let mut length = 0;
+    let mut absent = None;
+    let written = durable::write_new_with(path, Access::ReadOnly, |file| {
+        for chunk in chunks {
+            let Some(content) = cache.get(chunk) else {
+                absent = Some(chunk.sha256);
+                return Err(io::Error::other("a chunk is gone from the cache"));
+            };
+            hasher.update(&content);
+            length += content.len() as u64;
+            file.write_all(&content)?;
+        }
+        Ok(())
+    });
+    if let Some(digest) = absent {
+        return Err(ChunkError::Missing(digest).into());
+    }
+    written?;
+    let digest = Digest::from_bytes(hasher.finalize().into());
+    if digest != target.sha256 || length != target.length {
+        return Err(TransferError::Digest {
+            file: target.name.clone(),
+        });
+    }
+    Ok(())
+}
