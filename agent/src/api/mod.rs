@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use edgeward_models::verify::TrustStore;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -38,6 +39,7 @@ use self::peers::Peers;
 use self::tls::Tls;
 use self::unix::SocketFile;
 use crate::config::Config;
+use crate::fleet::state::TRUST_DIRECTORY;
 use crate::serving::Engine;
 
 /// Bound listeners that do not accept yet.
@@ -67,7 +69,8 @@ impl Doors {
         let tls = match &config.tls {
             None => None,
             Some(door) => {
-                let keys = Tls::new(door).context("cannot open the TLS door")?;
+                let keys =
+                    Tls::new(door, proven_time(config)).context("cannot open the TLS door")?;
                 if door.without_authentication.is_some() {
                     tracing::warn!(
                         listen = %door.listen,
@@ -107,7 +110,10 @@ impl Doors {
                 places: door,
             })
         };
-        tracing::info!(path = %config.unix.path.display(), "Unix socket open");
+        match &self.file {
+            Some(_) => tracing::info!(path = %config.unix.path.display(), "Unix socket open"),
+            None => tracing::info!("Unix socket of systemd open"),
+        }
         loops.spawn(accept::unix(self.unix, self.peers, shared(), watch.clone()));
         if let Some((listener, tls)) = self.tls {
             if let Ok(address) = listener.local_addr() {
@@ -151,6 +157,15 @@ impl OpenDoors {
         }
         let _ = self.closing.send(Closing::Now);
     }
+}
+
+/// The latest time that the fleet's verified documents proved, if this device is a member of one.
+fn proven_time(config: &Config) -> Option<jiff::Timestamp> {
+    let directory = config.state_directory.join(TRUST_DIRECTORY);
+    // An unreadable store is the fleet side's to report.
+    TrustStore::open(&directory)
+        .ok()
+        .map(|store| store.trusted_time())
 }
 
 /// Makes room for the configured connections where the system's soft limit would not (systemd's default is

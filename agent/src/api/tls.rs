@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use jiff::Timestamp;
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
@@ -33,8 +34,9 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Reads certificates and keys, and refuses a door that anybody could walk through.
-    pub fn new(door: &TlsDoor) -> anyhow::Result<Self> {
+    /// Reads certificates and keys, and refuses a door that anybody could walk through. `proven`: a time that is
+    /// certainly past.
+    pub fn new(door: &TlsDoor, proven: Option<Timestamp>) -> anyhow::Result<Self> {
         if let Some(problem) = authentication_problem(door) {
             bail!("{problem}");
         }
@@ -61,7 +63,7 @@ impl Tls {
             }
         };
         let key = private_key(&door.private_key).context("tls.private_key")?;
-        let clock = NotBehind::the_certificates(&known);
+        let clock = NotBehind::new(&known, proven);
         let mut server = ServerConfig::builder_with_details(provider, Arc::new(clock))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .with_client_cert_verifier(verifier)
@@ -86,8 +88,8 @@ impl Tls {
     }
 }
 
-/// The time against which client certificates are checked: the clock, unless it is behind what the door's own
-/// certificates prove. A device without a battery boots in 1970; its callers' certificates would then all be
+/// The time against which client certificates are checked: the clock, unless it is behind what verified
+/// documents or the door's own certificates prove. A device without a battery boots in 1970; its callers' certificates would then all be
 /// "not yet valid", and nobody could be served until the network has told the time.
 #[derive(Debug)]
 struct NotBehind {
@@ -96,12 +98,17 @@ struct NotBehind {
 
 impl NotBehind {
     /// A certificate that was put on this device was made before now.
-    fn the_certificates(known: &[CertificateDer<'_>]) -> Self {
+    fn new(known: &[CertificateDer<'_>], proven: Option<Timestamp>) -> Self {
         let begins = |certificate| {
             let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
             u64::try_from(parsed.validity().not_before.timestamp()).ok()
         };
-        let latest = known.iter().filter_map(|der| begins(der)).max();
+        let proven = proven.and_then(|time| u64::try_from(time.as_second()).ok());
+        let latest = known
+            .iter()
+            .filter_map(|der| begins(der))
+            .chain(proven)
+            .max();
         Self {
             at_least: UnixTime::since_unix_epoch(Duration::from_secs(latest.unwrap_or(0))),
         }
@@ -210,7 +217,7 @@ mod tests {
             };
             assert_eq!(authentication_problem(&door).is_none(), opens, "{words:?}");
         }
-        assert!(Tls::new(&door()).is_err());
+        assert!(Tls::new(&door(), None).is_err());
     }
 
     #[test]
@@ -219,13 +226,13 @@ mod tests {
         let mut params = rcgen::CertificateParams::default();
         params.not_before = rcgen::date_time_ymd(2090, 1, 1);
         let certificate = params.self_signed(&key).expect("certificate");
-        let clock = NotBehind::the_certificates(&[certificate.der().clone()]);
+        let clock = NotBehind::new(&[certificate.der().clone()], None);
         assert_eq!(
             clock.current_time().expect("time").as_secs(),
             3_786_912_000,
             "1 January 2090"
         );
-        let clock = NotBehind::the_certificates(&[]);
+        let clock = NotBehind::new(&[], Some(Timestamp::UNIX_EPOCH));
         let ahead = clock.current_time().expect("time").as_secs();
         assert!(ahead.abs_diff(UnixTime::now().as_secs()) < 60);
     }

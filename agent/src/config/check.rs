@@ -208,7 +208,7 @@ fn check_tls(door: &TlsDoor, table: &mut Table) {
     }
     if table.problems.len() == before && tls::authentication_problem(door).is_none() {
         // All parts can be read: do they fit together?
-        table.result("private_key", tls::Tls::new(door));
+        table.result("private_key", tls::Tls::new(door, None));
     }
     if let Ok(found) = std::fs::metadata(&door.private_key)
         && found.permissions().mode() & 0o007 != 0

@@ -53,6 +53,10 @@ pub enum StateError {
     Durable(#[from] DurableError),
 }
 
+/// The trust store's place in the state directory; the TLS door reads the proven time there before the state is
+/// locked.
+pub const TRUST_DIRECTORY: &str = "trust";
+
 /// The directory, owned by this process until dropped.
 #[derive(Debug)]
 pub struct StateDirectory {
@@ -215,7 +219,7 @@ impl StateDirectory {
     }
 
     pub fn trust(&self) -> PathBuf {
-        self.root.join("trust")
+        self.root.join(TRUST_DIRECTORY)
     }
 
     pub fn identity(&self) -> PathBuf {

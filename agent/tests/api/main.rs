@@ -1,5 +1,6 @@
 //! The doors as a client meets them: real sockets, real models, real TLS.
 
+mod activation;
 mod client;
 mod commands;
 mod device;
