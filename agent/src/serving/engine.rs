@@ -19,9 +19,10 @@ use tracing::{info, warn};
 
 use super::budget::grant;
 use super::error::{LoadFailure, ServeError};
+use super::evidence::Subject;
 use super::loaded::{Hold, Loaded};
 use super::metrics;
-use super::proof::{Prover, Subject};
+use super::proof::Prover;
 use super::served::Served;
 use super::stats::Outcome;
 use super::supervise::{Skipped, supervise};

@@ -5,13 +5,14 @@
 //! [`Engine::activate`] routes to it. A verified version that works keeps serving: nothing that a new version,
 //! a delegate or a caller does takes it away.
 //!
-//! Reading order: `engine` (routing), `served` (a request's way), `loaded` (one version), `proof` and `golden`
-//! (delegates are proven), `supervise` and `poison` (after a crash), `admission`, `budget`, `stats`, `metrics`.
+//! Reading order: `engine` (routing), `served` (a request's way), `loaded` (one version), `evidence`, `golden`
+//! and `proof` (delegates are proven), `supervise` and `poison` (after a crash), `admission`, `budget`, `stats`, `metrics`.
 
 mod admission;
 mod budget;
 mod engine;
 mod error;
+mod evidence;
 mod golden;
 mod loaded;
 mod metrics;

@@ -12,13 +12,12 @@ use std::time::{Duration, Instant};
 use edgeward_models::fleet::status::{ActiveVersion, RefusedDelegate};
 use edgeward_models::manifest::{DelegateChoice, Manifest};
 use edgeward_models::name::DelegateName;
-use edgeward_models::package::InstalledVersion;
-use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use super::budget::Grant;
 use super::error::LoadFailure;
+use super::evidence::{Evidence, Subject};
 use super::golden::{self, Case, Expected};
 use super::loaded::slots;
 use crate::config::Config;
@@ -26,23 +25,6 @@ use crate::worker::{Answer, Spawner, Worker, WorkerError, WorkerSpec};
 
 /// The end of a dead worker's stderr that is kept in a reason.
 const LAST_WORDS_BYTES: usize = 300;
-
-/// A version with what its workers must prove.
-#[derive(Debug, Clone)]
-pub(super) struct Subject {
-    installed: InstalledVersion,
-    evidence: Arc<Evidence>,
-}
-
-#[derive(Debug)]
-enum Evidence {
-    Golden(Vec<(Case, Arc<Vec<Expected>>)>),
-    Generated {
-        cases: Vec<Case>,
-        /// The built-in kernels' answers, found when the first other delegate asks.
-        answers: OnceCell<Vec<Arc<Vec<Expected>>>>,
-    },
-}
 
 /// A worker that passed everything.
 pub(super) struct Proven {
@@ -66,47 +48,6 @@ impl Refusal {
             reason: reason.into(),
             device_fault: false,
         }
-    }
-}
-
-impl Subject {
-    /// Reads the evidence. What is wrong with it is the version's fault, a disk that cannot be read the device's.
-    pub(super) async fn of(installed: &InstalledVersion) -> Result<Self, LoadFailure> {
-        let manifest = installed.manifest().clone();
-        let failure = |reason: String, device_fault| LoadFailure {
-            model: manifest.model.clone(),
-            version: manifest.version.clone(),
-            reason,
-            refused: Vec::new(),
-            device_fault,
-        };
-        let version = installed.clone();
-        // Parsing megabytes of numbers must not hold up requests.
-        let read = spawn_blocking(move || {
-            let found = version
-                .golden()
-                .map_err(|e| (e.to_string(), is_damaged(&version)))?;
-            let Some(vectors) = found else {
-                let cases = golden::generated(version.manifest()).map_err(|e| (e, false))?;
-                let answers = OnceCell::new();
-                return Ok(Evidence::Generated { cases, answers });
-            };
-            let cases = golden::cases(version.manifest(), &vectors).map_err(|e| (e, false))?;
-            let cases = cases.into_iter().map(|(c, e)| (c, Arc::new(e)));
-            Ok(Evidence::Golden(cases.collect()))
-        });
-        let evidence = read
-            .await
-            .unwrap_or_else(|e| Err((format!("reading the golden vectors: {e}"), true)))
-            .map_err(|(reason, device_fault)| failure(reason, device_fault))?;
-        Ok(Self {
-            installed: installed.clone(),
-            evidence: Arc::new(evidence),
-        })
-    }
-
-    pub(super) fn manifest(&self) -> &Arc<Manifest> {
-        self.installed.manifest()
     }
 }
 
@@ -193,7 +134,7 @@ impl Prover<'_> {
             model = %subject.manifest().model, version = %subject.manifest().version,
             delegate = %choice.delegate, pid = facts.pid, delegated_nodes = facts.delegated_nodes,
             total_nodes = facts.total_nodes, load_ms = facts.load_time.as_millis() as u64,
-            "worker ready"
+            "delegate proven"
         );
         Ok(worker)
     }
@@ -257,7 +198,7 @@ impl Prover<'_> {
                 for case in cases {
                     match self.run(worker, case).await {
                         // A free dimension of 1 may be too small for this model: then nothing can be generated.
-                        Err(WorkerError::Invoke(reason)) if has_free_dimensions(subject, case) => {
+                        Err(WorkerError::Invoke(reason)) if subject.has_free_dimensions(case) => {
                             info!(
                                 model = %subject.manifest().model, reason,
                                 "generated inputs do not fit the model, golden vectors would"
@@ -341,7 +282,7 @@ impl Prover<'_> {
         let runs = (0..self.grant.instances).map(|_| self.run(worker, case));
         for run in futures::future::join_all(runs).await {
             match run {
-                Err(WorkerError::Invoke(_)) if has_free_dimensions(subject, case) => {}
+                Err(WorkerError::Invoke(_)) if subject.has_free_dimensions(case) => {}
                 other => {
                     other.map_err(|e| self.refusal(e))?;
                 }
@@ -414,16 +355,6 @@ async fn compare(
     });
     let result = compared.await.unwrap_or_else(|e| Err(e.to_string()));
     result.map_err(|reason| Refusal::new(format!("{}: {reason}", case.name)))
-}
-
-/// Whether the files are no longer what was installed; if they are, what they say is the version's own fault.
-fn is_damaged(version: &InstalledVersion) -> bool {
-    InstalledVersion::open(version.directory(), version.manifest_digest()).is_err()
-}
-
-fn has_free_dimensions(subject: &Subject, case: &Case) -> bool {
-    let inputs = &subject.manifest().signatures[case.signature].inputs;
-    inputs.iter().any(|input| input.shape.contains(&-1))
 }
 
 fn active_version(

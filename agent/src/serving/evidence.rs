@@ -1,0 +1,83 @@
+//! What the workers of a version must reproduce: its golden vectors, or what the built-in kernels answer to
+//! generated inputs.
+//!
+//! Read once when a version is prepared and kept for its restarts; `proof` runs it through workers.
+
+use std::sync::Arc;
+
+use edgeward_models::manifest::Manifest;
+use edgeward_models::package::InstalledVersion;
+use tokio::sync::OnceCell;
+use tokio::task::spawn_blocking;
+
+use super::error::LoadFailure;
+use super::golden::{self, Case, Expected};
+
+/// A version with what its workers must prove.
+#[derive(Debug, Clone)]
+pub(super) struct Subject {
+    pub(super) installed: InstalledVersion,
+    pub(super) evidence: Arc<Evidence>,
+}
+
+#[derive(Debug)]
+pub(super) enum Evidence {
+    Golden(Vec<(Case, Arc<Vec<Expected>>)>),
+    Generated {
+        cases: Vec<Case>,
+        /// The built-in kernels' answers, found when the first other delegate asks.
+        answers: OnceCell<Vec<Arc<Vec<Expected>>>>,
+    },
+}
+
+impl Subject {
+    /// Reads the evidence. What is wrong with it is the version's fault, a disk that cannot be read the device's.
+    pub(super) async fn of(installed: &InstalledVersion) -> Result<Self, LoadFailure> {
+        let manifest = installed.manifest().clone();
+        let failure = |reason: String, device_fault| LoadFailure {
+            model: manifest.model.clone(),
+            version: manifest.version.clone(),
+            reason,
+            refused: Vec::new(),
+            device_fault,
+        };
+        let version = installed.clone();
+        // Parsing megabytes of numbers must not hold up requests.
+        let read = spawn_blocking(move || {
+            let found = version
+                .golden()
+                .map_err(|e| (e.to_string(), is_damaged(&version)))?;
+            let Some(vectors) = found else {
+                let cases = golden::generated(version.manifest()).map_err(|e| (e, false))?;
+                let answers = OnceCell::new();
+                return Ok(Evidence::Generated { cases, answers });
+            };
+            let cases = golden::cases(version.manifest(), &vectors).map_err(|e| (e, false))?;
+            let cases = cases.into_iter().map(|(c, e)| (c, Arc::new(e)));
+            Ok(Evidence::Golden(cases.collect()))
+        });
+        let evidence = read
+            .await
+            .unwrap_or_else(|e| Err((format!("reading the golden vectors: {e}"), true)))
+            .map_err(|(reason, device_fault)| failure(reason, device_fault))?;
+        Ok(Self {
+            installed: installed.clone(),
+            evidence: Arc::new(evidence),
+        })
+    }
+
+    pub(super) fn manifest(&self) -> &Arc<Manifest> {
+        self.installed.manifest()
+    }
+
+    /// Whether a request decides on the size of an input of this case's signature.
+    pub(super) fn has_free_dimensions(&self, case: &Case) -> bool {
+        let inputs = &self.manifest().signatures[case.signature].inputs;
+        inputs.iter().any(|input| input.shape.contains(&-1))
+    }
+}
+
+/// Whether the files are no longer what was installed; if they are, what they say is the version's own fault.
+fn is_damaged(version: &InstalledVersion) -> bool {
+    InstalledVersion::open(version.directory(), version.manifest_digest()).is_err()
+}
