@@ -46,8 +46,7 @@ impl Model {
                 let bytes = self.bytes();
                 let input = json!({"name": self.input, "shape": self.shape, "datatype": "FP32",
                     "parameters": {"binary_data_size": bytes.len()}});
-                let header =
-                    json!({"inputs": [input], "parameters": {"binary_data_output": true}});
+                let header = json!({"inputs": [input], "parameters": {"binary_data_output": true}});
                 (header.to_string(), bytes)
             }
             Encoding::Json => {
@@ -88,7 +87,9 @@ pub fn check_answer(connection: &Connection, encoding: Encoding, expected: &[u8]
         Encoding::Json => {
             let answer: Value = serde_json::from_slice(body).expect("JSON");
             let data = answer["outputs"][0]["data"].as_array().expect("data");
-            data.iter().filter_map(|v| v.as_f64().map(|v| v as f32)).collect()
+            data.iter()
+                .filter_map(|v| v.as_f64().map(|v| v as f32))
+                .collect()
         }
     };
     assert_eq!(answer.len(), expected.len(), "another number of values");
