@@ -14,12 +14,15 @@ use crate::fleet::identity::{self, IdentityError};
 use crate::fleet::state::{StateDirectory, act_as_owner};
 use crate::watch::audit::Audit;
 
+const HELP: &str = "\
+First `--request FILE` makes this device's key, which never leaves it, and writes a certificate request. \
+The operator answers it with `fleetctl device enroll`; then `--accept BUNDLE` takes the answer: the \
+device's certificate, the broker's address and authority, and the root of trust. Both need the agent \
+stopped. Exit status: 0 done, 1 the bundle is refused, 2 could not be tried.";
+
 /// Arguments of `edgeward enroll`.
-///
-/// First `--request FILE` makes this device's key, which never leaves it, and writes a certificate request.
-/// The operator answers it with `fleetctl device enroll`; `--accept BUNDLE` takes the answer: the device's
-/// certificate, the broker's address and authority, and the root of trust. Both need the agent stopped.
 #[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
 #[command(group(clap::ArgGroup::new("step").required(true).args(["request", "accept"])))]
 pub struct Args {
     /// Write a certificate request to this file (`-`: standard output). The key is made once and kept.

@@ -22,12 +22,15 @@ use crate::worker::Spawner;
 /// The running program, whatever a package update puts at its path meanwhile.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 
+const HELP: &str = "\
+The directory is what `fleetctl export` wrote, for instance on a USB stick. It is verified exactly as what \
+comes over the network; who copied it does not matter. A repository older than what this device already \
+has is nothing to do, not an error. Exit status: 0 done, 1 something is refused (it says what and why), 2 \
+could not be tried.";
+
 /// Arguments of `edgeward import`.
-///
-/// The directory is what `fleetctl export` wrote, for instance on a USB stick. It is verified exactly as what
-/// comes over the network; where it was copied does not matter. A repository older than what this device
-/// already has is nothing to do, not an error.
 #[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
 pub struct Args {
     /// The repository directory.
     #[arg(value_name = "DIR")]

@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tracing::info;
 
+use super::abort::AbortOnDrop;
 use super::board::{Board, chain};
 use super::goal::Goal;
 use super::state::{Pointer, StateDirectory};
@@ -172,6 +173,13 @@ impl Workshop {
         version: &Version,
     ) -> Result<(), JobError> {
         let parts = Parts::list(&goal.repository, &*goal.source, model, version).await?;
+        let parts = Arc::new(parts);
+        let installed = self.state.installed(model).into_iter().rev().take(2);
+        let installed = installed.map(|other| self.state.version_directory(model, &other));
+        parts
+            .clone()
+            .reuse(self.cache.clone(), installed.collect())
+            .await;
         let room = |needed: u64| {
             let reserve = self.config.fleet.as_ref().map_or_else(
                 || crate::config::Fleet::default().disk_reserve_bytes,
@@ -199,7 +207,6 @@ impl Workshop {
             .await?;
         metrics::counter!("edgeward_fetched_bytes_total").increment(fetched);
         info!(%model, %version, bytes, fetched, "version fetched");
-        let parts = Arc::new(parts);
         let assembled: PathBuf = self.state.incoming().join(format!("{model}-{version}"));
         parts
             .clone()
@@ -229,8 +236,8 @@ impl Workshop {
         let task = self
             .serving
             .spawn(async move { engine.prepare(&installed).await });
-        let mut task = AbortOnDrop(task);
-        match (&mut task.0).await {
+        // A job that is superseded must not leave a half-loaded version behind on the other runtime.
+        match AbortOnDrop(task).await {
             Ok(Ok(prepared)) => Ok(prepared),
             Ok(Err(failure)) => {
                 let kind = if failure.device_fault {
@@ -245,15 +252,6 @@ impl Workshop {
                 "the task that loads models ended early",
             )),
         }
-    }
-}
-
-/// A job that is superseded must not leave a half-loaded version behind on the other runtime.
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use edgeward_models::DeviceId;
+use edgeward_models::fleet::status::AppliedGroup;
 use edgeward_models::fleet::topic::Topic;
 use edgeward_models::verify::{Policy, TrustStore};
 use tokio::runtime::Handle;
@@ -23,6 +24,7 @@ use tracing::{error, info};
 use crate::config::{self, Config};
 use crate::serving::{Engine, EngineEvent};
 use crate::watch::audit::Audit;
+use abort::AbortOnDrop;
 use admin::Admin;
 use board::{Board, chain};
 use identity::{Identity, TrustedClock};
@@ -33,6 +35,7 @@ use state::StateDirectory;
 use transfer::ChunkCache;
 use transport::BrokerSource;
 
+mod abort;
 pub mod admin;
 pub mod board;
 pub mod boot;
@@ -56,6 +59,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 const TIMESTAMP: &str = "timestamp.json";
 /// Connections are recorded in the audit log at most this often.
 const CONNECTION_RECORDS: Duration = Duration::from_secs(600);
+/// After a panic in the task of the broker connection.
+const RESTART_PAUSE: Duration = Duration::from_secs(5);
 /// Imports that wait while another one is looked at.
 const PENDING_IMPORTS: usize = 4;
 
@@ -114,6 +119,12 @@ async fn begin(
         error!(problem = %chain(&e), "the record of applied desired states is unreadable");
         board.error(chain(&e));
         state::Applied::default()
+    });
+    board.change(|facts| {
+        let groups = applied.groups.clone().into_iter();
+        facts.groups = groups
+            .map(|(group, sequence)| AppliedGroup { group, sequence })
+            .collect();
     });
     let (identity, membership) = join_fleet(&config, &state, &board);
     let (stop, stopping) = watch::channel(false);
@@ -225,7 +236,7 @@ impl Side {
             let stop = self.stop.clone();
             let reporting = telemetry::report(workshop.clone(), identity, link.clone(), stop);
             last.push(tokio::spawn(reporting));
-            last.push(tokio::spawn(link.run(self.stop)));
+            last.push(tokio::spawn(keep_connected(link, self.stop)));
         }
         self.reconciler.run(wires).await;
         for task in last {
@@ -233,6 +244,14 @@ impl Side {
                 error!(problem = %e, "a task of the fleet side ended in a panic");
             }
         }
+    }
+}
+
+/// A panic in the MQTT client costs a connection, never more.
+async fn keep_connected(link: Link, stop: watch::Receiver<bool>) {
+    while let Err(e) = AbortOnDrop(tokio::spawn(link.clone().run(stop.clone()))).await {
+        error!(problem = %e, "the task of the broker connection ended in a panic and begins anew");
+        tokio::time::sleep(RESTART_PAUSE).await;
     }
 }
 

@@ -19,6 +19,7 @@ use rustls::ClientConfig;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
+use super::abort::AbortOnDrop;
 use super::routes::Routes;
 
 /// Requests under way at once. With its later unsubscribe each may hold two packet ids, and mosquitto gives
@@ -226,8 +227,9 @@ impl Link {
             ready: Notify::new(),
             max_packet_bytes: AtomicU32::new(shared.settings.max_packet_bytes),
         });
-        let mut polling = tokio::spawn(poll(event_loop, connection.clone(), shared.clone()));
-        let mut greeting: Option<tokio::task::JoinHandle<()>> = None;
+        let polling = poll(event_loop, connection.clone(), shared.clone());
+        let mut polling = AbortOnDrop(tokio::spawn(polling));
+        let mut _greeting = None;
         let mut watchdog = tokio::time::interval(Duration::from_secs(1));
         let mut was_ready = false;
         let end = loop {
@@ -245,7 +247,8 @@ impl Link {
                     });
                     shared.current.send_replace(Some(connection.clone()));
                     shared.state.send_replace(LinkState::Connected);
-                    greeting = Some(tokio::spawn(greet(shared.clone(), connection.clone(), session)));
+                    let greet = greet(shared.clone(), connection.clone(), session);
+                    _greeting = Some(AbortOnDrop(tokio::spawn(greet)));
                 }
                 _ = watchdog.tick() => {
                     let oldest = connection.routes().oldest();
@@ -264,10 +267,6 @@ impl Link {
         };
         shared.current.send_replace(None);
         connection.routes().close();
-        polling.abort();
-        if let Some(greeting) = greeting {
-            greeting.abort();
-        }
         end
     }
 
@@ -276,7 +275,7 @@ impl Link {
         &self,
         connection: &Connection,
         session: u64,
-        polling: &mut tokio::task::JoinHandle<T>,
+        polling: &mut AbortOnDrop<T>,
     ) {
         let settings = &self.shared.settings;
         let payload = (settings.presence.stopped)(session);

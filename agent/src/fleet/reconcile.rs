@@ -745,7 +745,8 @@ impl Reconciler {
             .as_ref()
             .map_or(2, |f| f.keep_versions);
         self.workshop.state.collect_garbage(model, record, keep);
-        if self.running.is_empty() {
+        // What is left belongs to fetches that were given up, unless one waits to be taken up again.
+        if self.running.is_empty() && self.attempts.keys().all(|other| other == model) {
             self.workshop.cache.clear();
         }
         let target = (kind == Kind::Wish).then_some(&pointer.version);

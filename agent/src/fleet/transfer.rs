@@ -11,16 +11,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use edgeward_models::chunk::{ChunkError, ChunkRef, Source, open_chunk};
+use bytes::Bytes;
+use edgeward_models::chunk::{ChunkError, ChunkRef, Source, open_chunk, pack_target};
 use edgeward_models::durable::{self, Access, DurableError};
 use edgeward_models::name::FileName;
 use edgeward_models::verify::{TargetInfo, VerifiedRepository, VerifyError};
 use edgeward_models::{Digest, ModelName, Version};
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use sha2::{Digest as _, Sha256};
+use tracing::warn;
 
 /// Chunks asked for at once; the source's own window in bytes is usually narrower.
 const CONCURRENT_CHUNKS: usize = 16;
+/// After so many chunks that are not there a carrier is taken to be empty: finding each absent takes time.
+const MISSING_CHUNKS: usize = 16;
+/// A larger installed file is not searched for shared chunks: it is held in memory for that.
+const MAX_REUSED_BYTES: u64 = 64 << 20;
 /// A compressed chunk may be this much larger than what it holds (zstd's frame around incompressible bytes).
 const CHUNK_OVERHEAD: u64 = 1024;
 
@@ -143,6 +149,32 @@ impl Parts {
         self.files.iter().flat_map(|(_, _, chunks)| chunks)
     }
 
+    fn missing(&self, cache: &ChunkCache) -> Vec<ChunkRef> {
+        let mut seen = HashSet::new();
+        self.chunks()
+            .filter(|chunk| seen.insert(chunk.sha256) && cache.get(chunk).is_none())
+            .copied()
+            .collect()
+    }
+
+    /// Puts into the cache what versions on this device share with this one, so that it is not fetched.
+    pub async fn reuse(self: Arc<Self>, cache: ChunkCache, versions: Vec<PathBuf>) {
+        let reused = tokio::task::spawn_blocking(move || {
+            let missing = self.missing(&cache);
+            let mut missing: HashSet<Digest> = missing.iter().map(|c| c.sha256).collect();
+            let directories = versions.iter().flat_map(fs::read_dir).flatten();
+            for entry in directories.flatten() {
+                if !missing.is_empty() {
+                    reuse_file(&cache, &entry.path(), &mut missing);
+                }
+            }
+        });
+        if let Err(problem) = reused.await {
+            // Then it is fetched.
+            warn!(%problem, "looking for chunks of installed versions failed");
+        }
+    }
+
     /// Fetches what the cache lacks. `progress` hears (bytes here, bytes of all). Returns the bytes fetched.
     pub async fn fetch(
         &self,
@@ -152,36 +184,35 @@ impl Parts {
         progress: impl Fn(u64, u64),
     ) -> Result<u64, TransferError> {
         let of = self.bytes();
-        let mut seen = HashSet::new();
-        let missing: Vec<ChunkRef> = self
-            .chunks()
-            .filter(|chunk| seen.insert(chunk.sha256) && cache.get(chunk).is_none())
-            .copied()
-            .collect();
+        let missing = self.missing(cache);
         let lacking: u64 = missing.iter().map(|c| u64::from(c.length)).sum();
         // What is fetched lies on the disk twice until it is installed: as chunks and as files.
         room(lacking + self.bytes())?;
         let mut have = of.saturating_sub(lacking);
         progress(have, of);
         let mut arrivals = futures::stream::iter(missing)
-            .map(|chunk| async move {
-                let compressed = source
-                    .chunk(&chunk.sha256)
-                    .await
-                    .map_err(ChunkError::from)?
-                    .ok_or(ChunkError::Missing(chunk.sha256))?;
-                open_chunk(&chunk, &compressed)?;
-                Ok::<_, TransferError>((chunk, compressed))
-            })
+            .map(|chunk| async move { (chunk, fetch_chunk(source, &chunk).await) })
             .buffer_unordered(CONCURRENT_CHUNKS);
-        let mut fetched = 0;
-        while let Some((chunk, compressed)) = arrivals.try_next().await? {
-            cache
-                .put(&chunk.sha256, &compressed)
-                .map_err(TransferError::Cache)?;
-            fetched += compressed.len() as u64;
-            have += u64::from(chunk.length);
-            progress(have, of);
+        let (mut fetched, mut absent) = (0, Vec::new());
+        while let Some((chunk, arrived)) = arrivals.next().await {
+            match arrived {
+                Ok(compressed) => {
+                    cache
+                        .put(&chunk.sha256, &compressed)
+                        .map_err(TransferError::Cache)?;
+                    fetched += compressed.len() as u64;
+                    have += u64::from(chunk.length);
+                    progress(have, of);
+                }
+                // The others may be there, and what is here need not be asked for again.
+                Err(ChunkError::Missing(digest)) if absent.len() < MISSING_CHUNKS => {
+                    absent.push(digest);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if let Some(digest) = absent.first() {
+            return Err(ChunkError::Missing(*digest).into());
         }
         Ok(fetched)
     }
@@ -204,6 +235,28 @@ impl Parts {
         .await
         .map_err(|_| TransferError::Aborted)?
     }
+}
+
+/// The same bytes are always cut in the same places.
+fn reuse_file(cache: &ChunkCache, path: &Path, missing: &mut HashSet<Digest>) {
+    let Ok(Some(bytes)) = durable::read(path, MAX_REUSED_BYTES) else {
+        return;
+    };
+    let Ok(packed) = pack_target(&bytes) else {
+        return;
+    };
+    for (digest, compressed) in packed.chunks {
+        if missing.contains(&digest) && cache.put(&digest, &compressed).is_ok() {
+            missing.remove(&digest);
+        }
+    }
+}
+
+async fn fetch_chunk(source: &dyn Source, chunk: &ChunkRef) -> Result<Bytes, ChunkError> {
+    let compressed = source.chunk(&chunk.sha256).await?;
+    let compressed = compressed.ok_or(ChunkError::Missing(chunk.sha256))?;
+    open_chunk(chunk, &compressed)?;
+    Ok(compressed)
 }
 
 fn assemble_file(
