@@ -65,7 +65,7 @@ fn a_full_disk_bars_new_versions_and_never_what_serves() {
     zeros.args(["if=/dev/zero", "bs=64k", &format!("of={}", path(&ballast))]);
     process::run(&mut zeros);
     fleet.push_sample("digits-2.0.0", "radiology");
-    ward.wait_refusal("digits", &["2.0.0"]);
+    ward.wait_refusal("digits", &["No space left"]);
     answers(&mut ward.unix());
     ward.kill();
     ward.start();

@@ -1,13 +1,18 @@
 //! From `fleetctl push` to an answer, on both doors of a device, through a real mosquitto.
 
-use edgeward_tests::{BrokerKind, Fleet, device, http::Client, package::known};
+use edgeward_tests::fleet::path;
+use edgeward_tests::{BrokerKind, Fleet, binaries, device, http::Client, package::known};
 
 #[test]
 fn a_pushed_version_becomes_active_answers_right_on_both_doors_and_is_reported() {
     let fleet = Fleet::with(BrokerKind::Mosquitto);
     let mut ward = fleet.device("ward-1", "radiology");
     ward.start();
-    fleet.push_sample("digits-1.0.0", "radiology");
+    // As an operator does it: push returns when every device of the group has said that it serves.
+    let sample = binaries::sample("digits-1.0.0");
+    fleet
+        .fleetctl(&["push", path(&sample), "--group", "radiology"])
+        .expect_success();
     ward.wait_active("digits", "1.0.0");
 
     let question = known("digits-1.0.0", 0);
