@@ -16,12 +16,24 @@ use edgefirst_tflite_sys::experimental_ffi::{
 
 use super::delegate::take_plugin_errors;
 use super::log::{self, Log};
+use super::signature::SignatureRunner;
 use super::spy::Spy;
 use super::{Delegate, Library, Model, Status, Tensor, TfliteError};
 
 /// An interpreter. It may move between threads but is used by one at a time.
 pub struct Interpreter {
+    /// Dropped before the interpreter that they belong to.
+    signatures: Vec<SignatureRunner>,
     handle: Arc<Handle>,
+}
+
+/// Which of the model's functions is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Graph {
+    /// The main graph, by its own order of tensors.
+    Main,
+    /// The n-th signature that was added.
+    Signature(usize),
 }
 
 /// How the graph was divided.
@@ -37,16 +49,16 @@ pub struct Canceller {
     handle: Arc<Handle>,
 }
 
-struct Handle {
-    raw: NonNull<TfLiteInterpreter>,
+pub(super) struct Handle {
+    pub(super) raw: NonNull<TfLiteInterpreter>,
     // `drop` deletes the interpreter; then these go, in this order.
     delegate: Option<Delegate>,
     spy: Box<Spy>,
-    log: Box<Log>,
-    model: Arc<Model>,
+    pub(super) log: Box<Log>,
+    pub(super) model: Arc<Model>,
 }
 
-// SAFETY: only `Interpreter`, which is neither Clone nor Sync, works with the raw interpreter; a
+// SAFETY: only `Interpreter`, which is not Clone, works with the raw interpreter and its signatures; a
 // `Canceller` calls nothing but `TfLiteInterpreterCancel`, which may be called from any thread.
 unsafe impl Send for Handle {}
 // SAFETY: as above.
@@ -61,6 +73,22 @@ impl Drop for Handle {
                 .sys
                 .TfLiteInterpreterDelete(self.raw.as_ptr());
         }
+    }
+}
+
+impl Handle {
+    /// A status as a result, with the text that was reported meanwhile.
+    pub(super) fn checked(&self, doing: &'static str, status: u32) -> Result<(), TfliteError> {
+        let status = Status::of(status);
+        if status == Status::Ok {
+            return Ok(());
+        }
+        let reason = self.log.take_or(|| status.words());
+        Err(TfliteError::Call {
+            doing,
+            status,
+            reason,
+        })
     }
 }
 
@@ -107,6 +135,7 @@ impl Interpreter {
         };
         log.clear();
         Ok(Self {
+            signatures: Vec::new(),
             handle: Arc::new(Handle {
                 raw,
                 delegate,
@@ -125,19 +154,6 @@ impl Interpreter {
         self.handle.raw.as_ptr()
     }
 
-    fn checked(&self, doing: &'static str, status: u32) -> Result<(), TfliteError> {
-        let status = Status::of(status);
-        if status == Status::Ok {
-            return Ok(());
-        }
-        let reason = self.handle.log.take_or(|| status.words());
-        Err(TfliteError::Call {
-            doing,
-            status,
-            reason,
-        })
-    }
-
     /// Whether a delegate other than the counting one was added.
     pub fn has_delegate(&self) -> bool {
         self.handle.delegate.is_some()
@@ -154,79 +170,111 @@ impl Interpreter {
         }
     }
 
-    pub fn input_count(&self) -> usize {
-        // SAFETY: the interpreter lives.
-        let count = unsafe {
-            self.library()
-                .sys
-                .TfLiteInterpreterGetInputTensorCount(self.raw())
-        };
-        usize::try_from(count).unwrap_or(0)
+    /// Makes one of the model's named functions callable. `inputs` and `outputs` are its tensors' names, in
+    /// the order in which they will be numbered.
+    pub fn add_signature(
+        &mut self,
+        key: &str,
+        inputs: &[&str],
+        outputs: &[&str],
+    ) -> Result<Graph, TfliteError> {
+        let runner = SignatureRunner::new(&self.handle, key, inputs, outputs)?;
+        self.signatures.push(runner);
+        Ok(Graph::Signature(self.signatures.len() - 1))
     }
 
-    pub fn output_count(&self) -> usize {
-        // SAFETY: the interpreter lives.
-        let count = unsafe {
-            self.library()
-                .sys
-                .TfLiteInterpreterGetOutputTensorCount(self.raw())
-        };
-        usize::try_from(count).unwrap_or(0)
+    pub fn input_count(&self, graph: Graph) -> usize {
+        match graph {
+            // SAFETY: the interpreter lives.
+            Graph::Main => usize::try_from(unsafe {
+                self.library()
+                    .sys
+                    .TfLiteInterpreterGetInputTensorCount(self.raw())
+            })
+            .unwrap_or(0),
+            Graph::Signature(n) => self.signatures.get(n).map_or(0, |s| s.inputs.len()),
+        }
     }
 
-    pub fn input(&self, index: usize) -> Option<Tensor<'_>> {
-        if index >= self.input_count() {
+    pub fn output_count(&self, graph: Graph) -> usize {
+        match graph {
+            // SAFETY: the interpreter lives.
+            Graph::Main => usize::try_from(unsafe {
+                self.library()
+                    .sys
+                    .TfLiteInterpreterGetOutputTensorCount(self.raw())
+            })
+            .unwrap_or(0),
+            Graph::Signature(n) => self.signatures.get(n).map_or(0, |s| s.outputs.len()),
+        }
+    }
+
+    pub fn input(&self, graph: Graph, index: usize) -> Option<Tensor<'_>> {
+        if index >= self.input_count(graph) {
             return None;
         }
-        // SAFETY: the index is in range; the tensor lives in the interpreter, whose changing methods take
-        // it by unique reference.
-        unsafe {
-            let raw = self
-                .library()
-                .sys
-                .TfLiteInterpreterGetInputTensor(self.raw(), index as i32);
-            (!raw.is_null()).then(|| Tensor::new(raw, self.library()))
-        }
+        let raw = match graph {
+            // SAFETY: the index is in range.
+            Graph::Main => unsafe {
+                self.library()
+                    .sys
+                    .TfLiteInterpreterGetInputTensor(self.raw(), index as i32)
+            },
+            Graph::Signature(n) => self.signatures.get(n)?.input(index)?,
+        };
+        // SAFETY: the tensor lives in the interpreter, whose changing methods take it by unique reference.
+        (!raw.is_null()).then(|| unsafe { Tensor::new(raw, self.library()) })
     }
 
     /// To write an input that is not bound to memory of the caller.
-    pub fn input_mut(&mut self, index: usize) -> Option<Tensor<'_>> {
-        self.input(index)
+    pub fn input_mut(&mut self, graph: Graph, index: usize) -> Option<Tensor<'_>> {
+        self.input(graph, index)
     }
 
-    pub fn output(&self, index: usize) -> Option<Tensor<'_>> {
-        if index >= self.output_count() {
+    pub fn output(&self, graph: Graph, index: usize) -> Option<Tensor<'_>> {
+        if index >= self.output_count(graph) {
             return None;
         }
+        let raw = match graph {
+            // SAFETY: the index is in range.
+            Graph::Main => unsafe {
+                self.library()
+                    .sys
+                    .TfLiteInterpreterGetOutputTensor(self.raw(), index as i32)
+            },
+            Graph::Signature(n) => self.signatures.get(n)?.output(index)?,
+        };
         // SAFETY: as for `input`.
-        unsafe {
-            let raw = self
-                .library()
-                .sys
-                .TfLiteInterpreterGetOutputTensor(self.raw(), index as i32);
-            (!raw.is_null()).then(|| Tensor::new(raw, self.library()))
-        }
+        (!raw.is_null()).then(|| unsafe { Tensor::new(raw, self.library()) })
     }
 
     /// Gives an input its dimensions. [`Self::allocate`] must follow, and inputs that were bound must be
     /// bound again before it.
-    pub fn resize_input(&mut self, index: usize, shape: &[i32]) -> Result<(), TfliteError> {
-        if index >= self.input_count() {
+    pub fn resize_input(
+        &mut self,
+        graph: Graph,
+        index: usize,
+        shape: &[i32],
+    ) -> Result<(), TfliteError> {
+        if index >= self.input_count(graph) {
             return Err(no_such_input());
         }
-        // SAFETY: the index is in range and the shape as long as it says.
-        let status = unsafe {
-            self.library().sys.TfLiteInterpreterResizeInputTensor(
-                self.raw(),
-                index as i32,
-                shape.as_ptr(),
-                shape.len() as i32,
-            )
+        let status = match graph {
+            // SAFETY: the index is in range and the shape as long as it says.
+            Graph::Main => unsafe {
+                self.library().sys.TfLiteInterpreterResizeInputTensor(
+                    self.raw(),
+                    index as i32,
+                    shape.as_ptr(),
+                    shape.len() as i32,
+                )
+            },
+            Graph::Signature(n) => self.signature(n)?.resize_input(index, shape),
         };
-        self.checked("the shape was not accepted", status)
+        self.handle.checked("the shape was not accepted", status)
     }
 
-    /// Lets the interpreter read an input in place from `memory`, until the next call for this input.
+    /// Lets the main graph read an input in place from `memory`, until the next call for this input.
     ///
     /// # Safety
     /// `memory` must hold `length` readable and writable bytes whenever the interpreter is allocated or
@@ -237,7 +285,7 @@ impl Interpreter {
         memory: NonNull<u8>,
         length: usize,
     ) -> Result<(), TfliteError> {
-        if index >= self.input_count() {
+        if index >= self.input_count(Graph::Main) {
             return Err(no_such_input());
         }
         let functions = &self.library().experimental;
@@ -255,25 +303,37 @@ impl Interpreter {
                 kTfLiteCustomAllocationFlagsNone,
             )
         };
-        self.checked("the input memory was not accepted", status)
+        self.handle
+            .checked("the input memory was not accepted", status)
     }
 
     /// Plans and allocates all tensors for the current shapes.
-    pub fn allocate(&mut self) -> Result<(), TfliteError> {
-        // SAFETY: the interpreter lives and is ours alone (`&mut`).
-        let status = unsafe {
-            self.library()
-                .sys
-                .TfLiteInterpreterAllocateTensors(self.raw())
+    pub fn allocate(&mut self, graph: Graph) -> Result<(), TfliteError> {
+        let status = match graph {
+            // SAFETY: the interpreter lives and is ours alone (`&mut`).
+            Graph::Main => unsafe {
+                self.library()
+                    .sys
+                    .TfLiteInterpreterAllocateTensors(self.raw())
+            },
+            Graph::Signature(n) => self.signature(n)?.allocate(),
         };
-        self.checked("the model could not be prepared", status)
+        self.handle
+            .checked("the model could not be prepared", status)
     }
 
     /// Runs the graph once.
-    pub fn invoke(&mut self) -> Result<(), TfliteError> {
-        // SAFETY: as for `allocate`. An interpreter that is not allocated answers with an error status.
-        let status = unsafe { self.library().sys.TfLiteInterpreterInvoke(self.raw()) };
-        self.checked("the model could not be run", status)
+    pub fn invoke(&mut self, graph: Graph) -> Result<(), TfliteError> {
+        let status = match graph {
+            // SAFETY: as for `allocate`. What is not allocated answers with an error status.
+            Graph::Main => unsafe { self.library().sys.TfLiteInterpreterInvoke(self.raw()) },
+            Graph::Signature(n) => self.signature(n)?.invoke(),
+        };
+        self.handle.checked("it failed while it ran", status)
+    }
+
+    fn signature(&self, number: usize) -> Result<&SignatureRunner, TfliteError> {
+        self.signatures.get(number).ok_or_else(no_such_input)
     }
 }
 

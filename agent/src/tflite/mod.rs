@@ -10,11 +10,12 @@ mod interpreter;
 mod library;
 mod log;
 mod model;
+mod signature;
 mod spy;
 mod tensor;
 
 pub use delegate::Delegate;
-pub use interpreter::{Canceller, Interpreter, Nodes};
+pub use interpreter::{Canceller, Graph, Interpreter, Nodes};
 pub use library::Library;
 pub use model::Model;
 pub use tensor::{Tensor, datatype_of};

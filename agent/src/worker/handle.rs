@@ -8,15 +8,18 @@ use std::time::{Duration, Instant};
 use edgeward_models::manifest::DelegateChoice;
 use edgeward_models::name::DelegateName;
 use rustix::fs::{MemfdFlags, OFlags};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::memory::Memory;
 use super::process::{Exit, Process};
 use super::request::Slot;
 use super::slots::Layout;
-use super::supervisor::{Supervisor, hear};
+use super::supervisor::{Ends, Supervisor, hear};
 use super::wire::{self, DelegateSetup, FromWorker, PluginSetup, Setup, ToWorker};
-use super::{LoadFacts, Spawner, WorkerDeath, WorkerError, WorkerSpec, delegate_options, socket};
+use super::{
+    LoadFacts, Spawner, WorkerDeath, WorkerError, WorkerSpec, delegate_options, queue, socket,
+};
 use crate::config::{DelegateProfile, Sandbox};
 
 /// A running worker that has loaded its model. Dropping the last handle ends the process.
@@ -53,7 +56,9 @@ impl Worker {
             .map_err(WorkerError::Start)?;
         let setup = setup(&spec, layout)?;
         let (control, their_control) = socket_pair()?;
-        let (jobs, their_jobs) = socket_pair()?;
+        let control = watched(control, Interest::READABLE | Interest::WRITABLE)?;
+        let (parcels, their_parcels) = socket_pair()?;
+        let bell = queue::bell().map_err(start("an event descriptor"))?;
         let length = layout.total().unwrap_or(0);
         let (slots, memory) =
             Memory::create("edgeward-slots", length).map_err(start("shared memory"))?;
@@ -67,13 +72,15 @@ impl Worker {
         let mut guard = KillOnDrop(Some(process));
         let descriptors = [
             document.as_fd(),
-            their_jobs.as_fd(),
+            their_parcels.as_fd(),
             model.as_fd(),
             slots.as_fd(),
+            bell.as_fd(),
         ];
         socket::send(control.get_ref(), b"setup", &descriptors).map_err(start("its set-up"))?;
         // Only the worker's ends may stay open, or its death would not close them.
-        drop((their_jobs, model, slots, document));
+        drop((their_parcels, model, slots, document));
+        let bell = watched(bell, Interest::READABLE)?;
 
         let loading = load(&control, guard.process());
         let loaded = tokio::time::timeout(spec.load_timeout, loading).await;
@@ -96,13 +103,22 @@ impl Worker {
                 |missing| format!("not enforced: {missing}"),
             ),
         };
-        tracing::info!(
+        tracing::debug!(
             model = %model_name, %version, delegate = %spec.delegate.delegate, pid = facts.pid,
-            delegated_nodes, total_nodes, sandbox = facts.sandbox,
-            load_ms = facts.load_time.as_millis() as u64, "worker ready"
+            sandbox = facts.sandbox, "worker loaded"
         );
         let request_limit = spec.manifest.request_bytes().max(spec.request_bytes as u64);
-        let supervisor = Supervisor::new(spec.manifest, layout, memory, process, jobs, control);
+        let supervisor = Supervisor::new(
+            spec.manifest,
+            layout,
+            memory,
+            process,
+            Ends {
+                bell,
+                parcels,
+                control,
+            },
+        );
         Ok(Self {
             handle: Arc::new(Handle {
                 supervisor,
@@ -246,17 +262,21 @@ fn start<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> WorkerError 
     move |error| WorkerError::Start(format!("{what}: {error}"))
 }
 
-/// Our end, ready for tokio, and the worker's.
-fn socket_pair() -> Result<(AsyncFd<OwnedFd>, OwnedFd), WorkerError> {
+/// Our end, which never waits, and the worker's.
+fn socket_pair() -> Result<(OwnedFd, OwnedFd), WorkerError> {
     let pair = || {
         let (ours, theirs) = socket::pair()?;
         socket::set_nonblocking(&ours)?;
-        // SAFETY: an `OwnedFd` is this one descriptor until it is dropped, and is never exchanged for another.
-        #[allow(unsafe_code)]
-        let ours = unsafe { AsyncFd::register(ours)? };
         std::io::Result::Ok((ours, theirs))
     };
     pair().map_err(start("a socket pair"))
+}
+
+fn watched(descriptor: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, WorkerError> {
+    // SAFETY: an `OwnedFd` is this one descriptor until it is dropped, and is never exchanged for another.
+    #[allow(unsafe_code)]
+    let watched = unsafe { AsyncFd::register_with_interest(descriptor, interest) };
+    watched.map_err(|error| WorkerError::Start(format!("watching a descriptor: {error}")))
 }
 
 fn open_model(spec: &WorkerSpec) -> Result<OwnedFd, WorkerError> {

@@ -16,6 +16,7 @@ mod filter;
 mod handle;
 mod memory;
 mod process;
+mod queue;
 mod request;
 mod sandbox;
 mod slots;

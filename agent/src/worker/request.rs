@@ -117,12 +117,12 @@ impl Slot {
             answer
         };
         // Dropping `running` at the deadline drops its `Pending`, which cancels.
-        let (outcome, descriptors) = tokio::time::timeout_at(deadline.into(), running)
+        let (outcome, parcel) = tokio::time::timeout_at(deadline.into(), running)
             .await
             .map_err(|_| WorkerError::Deadline)??;
         drop(self.worker);
         match outcome {
-            Outcome::Done(done) => Answer::new(self.lease, outputs, done, descriptors, submitted),
+            Outcome::Done(done) => Answer::new(self.lease, outputs, done, parcel, submitted),
             Outcome::Failed(reason) => Err(WorkerError::Invoke(reason)),
             // Nobody but the deadline cancels, and then nobody waits here.
             Outcome::Cancelled => Err(WorkerError::Deadline),
@@ -151,7 +151,7 @@ impl Answer {
         lease: Arc<Lease>,
         specs: &[TensorSpec],
         done: wire::Done,
-        descriptors: Vec<OwnedFd>,
+        parcel: Option<OwnedFd>,
         submitted: Instant,
     ) -> Result<Self, WorkerError> {
         let wrong = |what: String| WorkerError::Invoke(format!("its answer is wrong: {what}"));
@@ -171,10 +171,8 @@ impl Answer {
                 .ok()
                 .filter(|&l| l as u64 <= 2 * MAX_REQUEST_BYTES)
                 .ok_or_else(|| wrong("it is larger than any answer may be".to_owned()))?;
-            let descriptor = descriptors.first();
-            let descriptor =
-                descriptor.ok_or_else(|| wrong("its memory did not come along".to_owned()))?;
-            let memory = Memory::map(descriptor, length).map_err(|e| wrong(e.to_string()))?;
+            let parcel = parcel.ok_or_else(|| wrong("its memory did not come along".to_owned()))?;
+            let memory = Memory::map(parcel, length).map_err(|e| wrong(e.to_string()))?;
             (Some(memory), 0, length)
         };
         let outputs = specs.iter().zip(&done.outputs);

@@ -1,9 +1,9 @@
 //! Where each request's bytes stand in the shared memory.
 //!
-//! A slot is a header, an input area and an output area. The header's one word says how far the request is:
-//! both sides move it with compare-and-swap, so a request that was cancelled before its start never runs.
-//! For the agent the word is a hint (whose input was running when the worker died, when the invoke limit
-//! began): what it relies on are its own table and the worker's replies.
+//! At its beginning lies the job queue (`queue`), then the slots: each a header, an input area and an output
+//! area. The header's first word says how far the request is: both sides move it with compare-and-swap, so a
+//! request that was cancelled before its start never runs. Behind it lies the job's message, in whose place
+//! the worker writes its reply. For the agent all of it is foreign: what it relies on is its own table.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,6 +12,7 @@ use edgeward_models::manifest::{MAX_REQUEST_BYTES, TensorSpec};
 use serde::{Deserialize, Serialize};
 
 use super::memory::{ALIGNMENT, Memory, aligned};
+use super::wire::MAX_MESSAGE_BYTES;
 
 /// Bytes that kernels may read past the end of an input.
 pub const SLACK: usize = ALIGNMENT;
@@ -19,6 +20,10 @@ pub const SLACK: usize = ALIGNMENT;
 pub const MAX_SLOTS: usize = 4096;
 /// Outputs beyond this get a memory of their own: the area is there for every slot.
 const MAX_OUTPUT_AREA: u64 = 16 << 20;
+
+/// The header of a slot: the word, the length of the message, and the message on lines of its own.
+const HEADER: usize = ALIGNMENT + MAX_MESSAGE_BYTES;
+const LENGTH: usize = size_of::<u32>();
 
 /// How far a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,23 +83,34 @@ impl Layout {
     fn stride(&self) -> Option<usize> {
         self.input_area
             .checked_add(self.output_area)?
-            .checked_add(ALIGNMENT)
+            .checked_add(HEADER)
     }
 
     /// Bytes of the whole memory; `None` if this machine cannot address them.
     pub fn total(&self) -> Option<usize> {
         self.stride()?
-            .checked_mul(self.slots)
+            .checked_mul(self.slots)?
+            .checked_add(self.queue_bytes())
             .filter(|&total| isize::try_from(total).is_ok())
     }
 
     fn header(&self, slot: usize) -> Option<usize> {
-        (slot < self.slots).then_some(self.stride()?.checked_mul(slot)?)
+        if slot >= self.slots {
+            return None;
+        }
+        self.stride()?
+            .checked_mul(slot)?
+            .checked_add(self.queue_bytes())
+    }
+
+    /// What the queue at the beginning takes.
+    fn queue_bytes(&self) -> usize {
+        super::queue::bytes(self.slots)
     }
 
     /// Where the input area of a slot begins.
     pub fn inputs(&self, slot: usize) -> Option<usize> {
-        Some(self.header(slot)? + ALIGNMENT)
+        Some(self.header(slot)? + HEADER)
     }
 
     /// Where the output area of a slot begins.
@@ -105,6 +121,40 @@ impl Layout {
     /// The state word of a slot.
     pub fn word<'a>(&self, memory: &'a Memory, slot: usize) -> Option<&'a AtomicU32> {
         memory.word(self.header(slot)?)
+    }
+
+    /// Puts a job's or a reply's message into a slot's header.
+    #[allow(unsafe_code)]
+    pub fn write_message(&self, memory: &Memory, slot: usize, message: &[u8]) -> Option<()> {
+        let header = self.header(slot)?;
+        if message.len() > MAX_MESSAGE_BYTES {
+            return None;
+        }
+        // SAFETY: a slot's message is written by whoever has the slot: in the agent the holder of its lease
+        // before handing it over, in the worker the thread that runs its job. Nobody reads it meanwhile.
+        let place = unsafe { memory.bytes_mut(header + ALIGNMENT, message.len()) }?;
+        place.copy_from_slice(message);
+        let length = memory.word(header + LENGTH)?;
+        length.store(message.len() as u32, Ordering::Relaxed);
+        Some(())
+    }
+
+    /// Copies a slot's message out: what is parsed must not change under the parser.
+    #[allow(unsafe_code)]
+    pub fn read_message<'a>(
+        &self,
+        memory: &Memory,
+        slot: usize,
+        buffer: &'a mut [u8; MAX_MESSAGE_BYTES],
+    ) -> Option<&'a [u8]> {
+        let header = self.header(slot)?;
+        let length = memory.word(header + LENGTH)?.load(Ordering::Relaxed) as usize;
+        let target = buffer.get_mut(..length)?;
+        // SAFETY: see `write_message`. The other process may write all the same, if it is hostile; then the
+        // copy is of whatever bytes, which is what a parser of foreign bytes expects.
+        let message = unsafe { memory.bytes(header + ALIGNMENT, length) }?;
+        target.copy_from_slice(message);
+        Some(target)
     }
 
     pub fn set(&self, memory: &Memory, slot: usize, state: State) {
@@ -151,19 +201,36 @@ mod tests {
     fn slots_do_not_overlap_and_stay_in_the_memory() {
         let layout = layout();
         let total = layout.total().expect("total");
-        let mut last = 0;
+        let mut last = layout.queue_bytes();
         for slot in 0..3 {
             let (header, inputs, outputs) = (
                 layout.header(slot).expect("in"),
                 layout.inputs(slot).expect("in"),
                 layout.outputs(slot).expect("in"),
             );
-            assert!(header >= last && inputs > header && outputs == inputs + 256);
+            assert!(header >= last && inputs == header + HEADER && outputs == inputs + 256);
             assert!(inputs % ALIGNMENT == 0 && outputs % ALIGNMENT == 0);
             last = outputs + 128;
         }
         assert_eq!(last, total);
         assert!(layout.inputs(3).is_none());
+    }
+
+    #[test]
+    fn messages_are_copied_whole_or_not_at_all() {
+        let layout = layout();
+        let total = layout.total().expect("total");
+        let (_descriptor, memory) = Memory::create("test", total).expect("memory");
+        let mut buffer = [0; MAX_MESSAGE_BYTES];
+        layout.write_message(&memory, 2, b"hello").expect("written");
+        let message = layout.read_message(&memory, 2, &mut buffer);
+        assert_eq!(message, Some(&b"hello"[..]));
+        let header = layout.header(2).expect("in");
+        let length = memory.word(header + LENGTH).expect("word");
+        length.store(MAX_MESSAGE_BYTES as u32 + 1, Ordering::Relaxed);
+        assert_eq!(layout.read_message(&memory, 2, &mut buffer), None);
+        let long = [0; MAX_MESSAGE_BYTES + 1];
+        assert_eq!(layout.write_message(&memory, 2, &long), None);
     }
 
     #[test]

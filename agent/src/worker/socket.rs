@@ -1,7 +1,6 @@
 //! Message sockets between agent and worker: one send is one message, descriptors may ride along.
 //!
-//! SEQPACKET keeps message borders and lets several interpreter threads wait on one socket, of which the
-//! kernel wakes one per message.
+//! SEQPACKET keeps the borders of messages. The ordinary request does not pass here: see `queue`.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -13,7 +12,7 @@ use rustix::net::{
 };
 
 /// The most descriptors of one message.
-const MAX_DESCRIPTORS: usize = 4;
+const MAX_DESCRIPTORS: usize = 5;
 
 /// Two connected ends, closed on exec.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -80,6 +79,18 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<O
         return Err(io::Error::other("a message is longer than agreed"));
     }
     Ok((message.bytes, descriptors))
+}
+
+/// Receives one descriptor with the number of the request that it belongs to.
+pub fn receive_parcel(socket: impl AsFd) -> io::Result<(u64, OwnedFd)> {
+    let mut number = [0; 8];
+    let (length, descriptors) = receive(socket, &mut number)?;
+    let [descriptor] = <[OwnedFd; 1]>::try_from(descriptors)
+        .map_err(|_| io::Error::other("a parcel without its one descriptor"))?;
+    if length != number.len() {
+        return Err(io::Error::other("a parcel without its number"));
+    }
+    Ok((u64::from_le_bytes(number), descriptor))
 }
 
 #[cfg(test)]

@@ -18,12 +18,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::memory::Memory;
 use super::process::Process;
+use super::queue::Pushing;
 use super::slots::{Layout, State};
 use super::wire::{self, Job, Outcome, Reply, TensorRef, ToWorker};
 use super::{WorkerDeath, WorkerError, socket};
-
-/// How long a process may take from closing its socket to its end.
-const PARTING: Duration = Duration::from_secs(1);
 
 /// What all handles, slots, answers and tasks of one worker share.
 pub(super) struct Supervisor {
@@ -31,7 +29,13 @@ pub(super) struct Supervisor {
     pub(super) layout: Layout,
     pub(super) memory: Memory,
     pub(super) process: Process,
-    jobs: AsyncFd<OwnedFd>,
+    queue: Pushing,
+    /// Rung by the worker when replies are there.
+    bell: AsyncFd<OwnedFd>,
+    /// Carries the descriptors of requests and answers that have memory of their own.
+    parcels: OwnedFd,
+    /// Those that came before their reply was looked at.
+    stored_parcels: Mutex<Vec<(u64, OwnedFd)>>,
     control: AsyncFd<OwnedFd>,
     permits: Arc<Semaphore>,
     free: Mutex<Vec<usize>>,
@@ -42,6 +46,13 @@ pub(super) struct Supervisor {
     /// Why we ended it ourselves.
     ended_for: Mutex<Option<String>>,
     death: watch::Sender<Option<WorkerDeath>>,
+}
+
+/// Our ends of what connects us with the worker.
+pub(super) struct Ends {
+    pub(super) bell: AsyncFd<OwnedFd>,
+    pub(super) parcels: OwnedFd,
+    pub(super) control: AsyncFd<OwnedFd>,
 }
 
 /// A slot that is taken. Given back when the caller and the worker both let go of it.
@@ -67,14 +78,19 @@ pub(super) struct OwnMemory {
 /// The requests that the worker has, by slot.
 struct Table {
     requests: Vec<Option<InFlight>>,
+    /// The slots of those that are there.
+    busy: Vec<usize>,
     /// The process has ended: nothing is added any more.
     closed: bool,
 }
 
+/// What came of a request, and the memory of its outputs if they have one of their own.
+pub(super) type Received = (Outcome, Option<OwnedFd>);
+
 /// One request that the worker has.
 struct InFlight {
     id: u64,
-    answer: oneshot::Sender<(Outcome, Vec<OwnedFd>)>,
+    answer: oneshot::Sender<Received>,
     inputs: Vec<TensorRef>,
     own_memory: Option<Arc<OwnMemory>>,
     lease: Arc<Lease>,
@@ -94,26 +110,29 @@ pub(super) struct Pending {
 }
 
 impl Supervisor {
-    /// Puts a started and set-up worker under supervision. `jobs` and `control` are our ends of the sockets.
+    /// Puts a started and set-up worker under supervision.
     pub(super) fn new(
         manifest: Arc<Manifest>,
         layout: Layout,
         memory: Memory,
         process: Process,
-        jobs: AsyncFd<OwnedFd>,
-        control: AsyncFd<OwnedFd>,
+        ends: Ends,
     ) -> Arc<Self> {
         let supervisor = Arc::new(Self {
             manifest,
             layout,
             memory,
             process,
-            jobs,
-            control,
+            queue: Pushing::default(),
+            bell: ends.bell,
+            parcels: ends.parcels,
+            stored_parcels: Mutex::default(),
+            control: ends.control,
             permits: Arc::new(Semaphore::new(layout.slots)),
             free: Mutex::new((0..layout.slots).rev().collect()),
             running: Mutex::new(Table {
                 requests: (0..layout.slots).map(|_| None).collect(),
+                busy: Vec::with_capacity(layout.slots),
                 closed: false,
             }),
             next_id: AtomicU64::new(1),
@@ -156,7 +175,7 @@ impl Supervisor {
         signature: u32,
         inputs: Vec<TensorRef>,
         own_memory: Option<Arc<OwnMemory>>,
-    ) -> Result<(Pending, oneshot::Receiver<(Outcome, Vec<OwnedFd>)>), WorkerError> {
+    ) -> Result<(Pending, oneshot::Receiver<Received>), WorkerError> {
         let (answer, receiver) = oneshot::channel();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let job = Job {
@@ -164,11 +183,16 @@ impl Supervisor {
             slot: lease.slot as u32,
             signature,
             sent_at: super::clock::nanoseconds(),
+            core: rustix::thread::sched_getcpu() as u32,
             own_memory: own_memory.as_ref().map_or(0, |m| m.memory.length() as u64),
             inputs,
         };
         let mut message = Vec::with_capacity(256);
         job.encode(&mut message);
+        let written = self
+            .layout
+            .write_message(&self.memory, lease.slot, &message);
+        written.ok_or_else(|| WorkerError::Invoke("it brings too many inputs".to_owned()))?;
         self.layout.set(&self.memory, lease.slot, State::Queued);
         {
             let mut running = lock(&self.running);
@@ -176,6 +200,7 @@ impl Supervisor {
             if running.closed {
                 return Err(self.died_error());
             }
+            running.busy.push(lease.slot);
             running.requests[lease.slot] = Some(InFlight {
                 id,
                 answer,
@@ -193,21 +218,33 @@ impl Supervisor {
             finished: false,
         };
         self.busy.notify_one();
-        let descriptors: Vec<_> = own_memory.iter().map(|m| m.descriptor.as_fd()).collect();
-        let mut sent = socket::send(self.jobs.get_ref(), &message, &descriptors);
-        if sent.as_ref().is_err_and(would_block) {
-            sent = self
-                .jobs
-                .async_io(Interest::WRITABLE, |jobs| {
-                    socket::send(jobs, &message, &descriptors)
-                })
-                .await;
-        }
-        if sent.is_err() {
-            // Its end is closed: the death is about to be noticed and fails this request too.
-            self.socket_closed().await;
+        let handed_over = async {
+            if let Some(own) = &own_memory {
+                self.send_parcel(id, own).await?;
+            }
+            self.queue
+                .push(&self.memory, self.layout.slots, lease.slot as u32)
+        };
+        if let Err(error) = handed_over.await
+            // Its end is closed: its death is about to be noticed and fails this request too.
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            self.end(&format!("it could not be handed a request: {error}"));
         }
         Ok((pending, receiver))
+    }
+
+    async fn send_parcel(&self, id: u64, own: &OwnMemory) -> io::Result<()> {
+        let descriptor = [own.descriptor.as_fd()];
+        loop {
+            match socket::send(&self.parcels, &id.to_le_bytes(), &descriptor) {
+                // Only with hundreds of large requests at once.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                sent => return sent,
+            }
+        }
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -253,49 +290,76 @@ impl Supervisor {
     }
 
     async fn take_replies(self: Arc<Self>) {
-        let mut buffer = vec![0; wire::MAX_MESSAGE_BYTES];
-        loop {
-            let received = self
-                .jobs
-                .async_io(Interest::READABLE, |jobs| {
-                    socket::receive(jobs, &mut buffer)
-                })
-                .await;
-            let taken = match received {
-                Ok((0, _)) => {
-                    self.socket_closed().await;
+        let mut buffer = [0; wire::MAX_MESSAGE_BYTES];
+        let mut done = Vec::new();
+        let mut death = self.death.subscribe();
+        let taking = async {
+            loop {
+                // First this, then a look: what comes after the look rings the bell.
+                let taken = self.queue.about_to_sleep(&self.memory);
+                let taken = taken.and_then(|()| self.take_done(&mut done, &mut buffer));
+                if let Err(error) = taken {
+                    self.end(&format!("it sent a reply that cannot be believed: {error}"));
                     return;
                 }
-                Ok((length, descriptors)) => self.take_reply(&buffer[..length], descriptors),
-                Err(_) => Err("it broke its job socket"),
-            };
-            if let Err(reason) = taken {
-                self.end(reason);
-                return;
+                let Ok(mut rung) = self.bell.readable().await else {
+                    return;
+                };
+                rung.clear_ready();
             }
+        };
+        tokio::select! {
+            () = taking => {}
+            _ = death.wait_for(Option::is_some) => {}
         }
     }
 
-    /// A closed socket is nearly always the process's end, whose own reason says more.
-    async fn socket_closed(&self) {
-        if tokio::time::timeout(PARTING, self.process.ended())
-            .await
-            .is_err()
+    /// Hands on all replies that are there.
+    fn take_done(
+        &self,
+        done: &mut Vec<InFlight>,
+        buffer: &mut [u8; wire::MAX_MESSAGE_BYTES],
+    ) -> io::Result<()> {
         {
-            self.end("it closed its job socket");
+            let Table { requests, busy, .. } = &mut *lock(&self.running);
+            busy.retain(|&slot| {
+                let is_done = self.layout.is(&self.memory, slot, State::Done);
+                if is_done {
+                    done.extend(requests[slot].take());
+                }
+                !is_done
+            });
         }
+        for request in done.drain(..) {
+            let slot = request.lease.slot;
+            let message = self.layout.read_message(&self.memory, slot, buffer);
+            let message = message.ok_or_else(|| io::Error::other("its length is wrong"))?;
+            let reply = Reply::decode(message).map_err(io::Error::other)?;
+            if reply.id != request.id {
+                return Err(io::Error::other("it is for another request"));
+            }
+            let parcel = match &reply.outcome {
+                Outcome::Done(done) if done.own_memory > 0 => Some(self.receive_parcel(reply.id)?),
+                _ => None,
+            };
+            // The caller may have left: then the slot is given back here.
+            let _ = request.answer.send((reply.outcome, parcel));
+        }
+        Ok(())
     }
 
-    fn take_reply(&self, message: &[u8], descriptors: Vec<OwnedFd>) -> Result<(), &'static str> {
-        let reply = Reply::decode(message).map_err(|_| "it sent a malformed reply")?;
-        let mut running = lock(&self.running);
-        let place = running.requests.get_mut(reply.slot as usize);
-        let request = place.and_then(|p| p.take_if(|request| request.id == reply.id));
-        drop(running);
-        let request = request.ok_or("it answered a request that it was not given")?;
-        // The caller may have left: then the slot is given back here.
-        let _ = request.answer.send((reply.outcome, descriptors));
-        Ok(())
+    /// The memory that a reply said to have sent before it.
+    fn receive_parcel(&self, id: u64) -> io::Result<OwnedFd> {
+        let mut stored = lock(&self.stored_parcels);
+        loop {
+            if let Some(at) = stored.iter().position(|(of, _)| *of == id) {
+                return Ok(stored.swap_remove(at).1);
+            }
+            if stored.len() > self.layout.slots {
+                return Err(io::Error::other("it sent memory that belongs to no reply"));
+            }
+            stored.push(socket::receive_parcel(&self.parcels)?);
+        }
     }
 
     /// Ends the process when one invoke takes longer than the manifest allows. No caller's deadline does.
@@ -322,7 +386,7 @@ impl Supervisor {
     }
 
     fn has_requests(&self) -> bool {
-        lock(&self.running).requests.iter().any(Option::is_some)
+        !lock(&self.running).busy.is_empty()
     }
 
     fn an_invoke_exceeds(&self, limit: Duration, tick: Duration) -> bool {
@@ -362,6 +426,7 @@ impl Supervisor {
         let failed: Vec<InFlight> = {
             let mut running = lock(&self.running);
             running.closed = true;
+            running.busy.clear();
             running
                 .requests
                 .iter_mut()
@@ -457,10 +522,6 @@ pub(super) async fn hear(control: &AsyncFd<OwnedFd>) -> io::Result<wire::FromWor
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(serde_json::from_slice(&buffer[..length])?)
-}
-
-fn would_block(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::WouldBlock
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

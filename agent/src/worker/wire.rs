@@ -1,7 +1,7 @@
 //! The messages between agent and worker.
 //!
-//! Jobs and replies are small binary messages (little-endian, fixed fields, then a list of tensors); set-up
-//! and control messages are JSON. Neither side trusts the other's lengths: a message that does not parse to
+//! Jobs and replies are small binary messages (little-endian, fixed fields, then a list of tensors) in shared
+//! memory; set-up and control messages are JSON over a socket. Neither side trusts the other's lengths: a message that does not parse to
 //! its last byte is refused whole, and offsets are only numbers until they were checked against the memory.
 
 use std::collections::BTreeMap;
@@ -14,14 +14,14 @@ use super::slots::Layout;
 
 /// The most inputs or outputs of a signature.
 pub const MAX_TENSORS: usize = 64;
-/// The longest job or reply: 64 tensors of 8 dimensions, or an error text.
-pub const MAX_MESSAGE_BYTES: usize = 8 << 10;
+/// The longest job or reply: 64 tensors of 8 dimensions, or an error text. With its header just a page.
+pub const MAX_MESSAGE_BYTES: usize = 4096 - super::memory::ALIGNMENT;
 /// The longest control message.
 pub const MAX_CONTROL_BYTES: usize = 32 << 10;
 /// The longest set-up document (a manifest's signatures are most of it).
 pub const MAX_SETUP_BYTES: usize = 4 << 20;
 /// Error texts are cut here.
-const MAX_TEXT_BYTES: usize = 4 << 10;
+const MAX_TEXT_BYTES: usize = 3 << 10;
 
 /// What a worker must know, sent once, before anything else.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -137,6 +137,8 @@ pub struct Job {
     pub signature: u32,
     /// Monotonic clock when it was handed over.
     pub sent_at: u64,
+    /// The core that handed it over.
+    pub core: u32,
     /// Bytes of the request's own memory, whose descriptor comes along; 0: inputs lie in the slot.
     pub own_memory: u64,
     pub inputs: Vec<TensorRef>,
@@ -178,6 +180,7 @@ impl Job {
         to.extend_from_slice(&self.slot.to_le_bytes());
         to.extend_from_slice(&self.signature.to_le_bytes());
         to.extend_from_slice(&self.sent_at.to_le_bytes());
+        to.extend_from_slice(&self.core.to_le_bytes());
         to.extend_from_slice(&self.own_memory.to_le_bytes());
         encode_tensors(&self.inputs, to);
     }
@@ -189,6 +192,7 @@ impl Job {
             slot: reader.u32()?,
             signature: reader.u32()?,
             sent_at: reader.u64()?,
+            core: reader.u32()?,
             own_memory: reader.u64()?,
             inputs: reader.tensors()?,
         };
@@ -350,7 +354,7 @@ mod tests {
     proptest! {
         #[test]
         fn jobs_and_replies_survive_the_journey(inputs in tensors(), id: u64, slot: u32, own_memory: u64) {
-            let job = Job { id, slot, signature: 3, sent_at: 9, own_memory, inputs: inputs.clone() };
+            let job = Job { id, slot, signature: 3, sent_at: 9, core: 1, own_memory, inputs: inputs.clone() };
             let mut bytes = Vec::new();
             job.encode(&mut bytes);
             prop_assert!(bytes.len() <= MAX_MESSAGE_BYTES);

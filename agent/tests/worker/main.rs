@@ -4,4 +4,5 @@ mod answers;
 mod faults;
 mod plugin;
 mod sandbox;
+mod signatures;
 mod support;

@@ -4,6 +4,9 @@
 
    The structures are the beginnings of those in TensorFlow Lite 2.17's C headers, which a plugin shares with
    the library by their layout alone. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>

@@ -159,6 +159,7 @@ pub fn plugin(options: &[(&str, &str)]) -> DelegateProfile {
                 "-fPIC",
                 "-pthread",
                 "-Wall",
+                "-Werror",
                 "-o",
             ])
             .args([&library, &source])

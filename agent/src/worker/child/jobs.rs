@@ -1,19 +1,31 @@
-//! The interpreter threads: all of them wait on the job socket, each runs what it receives.
+//! The interpreter threads: all of them wait on the job queue, each runs what it takes.
 //!
 //! No lock is held across an invoke. Messages and memory come from the agent, which this process trusts as
 //! far as it must; it still checks them, since a mistake there should be an error here and not a crash.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::instance::{Instance, Stopped};
+use super::instance::{Inputs, Instance, Stopped};
+use super::placement::Placement;
 use crate::tflite::Canceller;
 use crate::worker::memory::Memory;
+use crate::worker::queue::Taking;
 use crate::worker::slots::State;
-use crate::worker::wire::{self, Done, Job, Outcome, Reply, Setup};
+use crate::worker::wire::{self, DelegateSetup, Done, Job, Outcome, Reply, Setup};
 use crate::worker::{clock, socket};
+
+/// What all interpreter threads use.
+pub struct Shared {
+    queue: Taking,
+    memory: Memory,
+    setup: Setup,
+    parcels: OwnedFd,
+    /// Parcels that one thread received while it looked for its own.
+    stored: Mutex<Vec<(u64, OwnedFd)>>,
+}
 
 /// All interpreter threads, for whoever wants to cancel a job.
 pub struct Running {
@@ -25,6 +37,35 @@ pub struct Running {
 struct Current {
     job: AtomicU64,
     cancelled: AtomicU64,
+}
+
+impl Shared {
+    pub fn new(queue: Taking, parcels: OwnedFd, memory: Memory, setup: Setup) -> Self {
+        Self {
+            queue,
+            memory,
+            setup,
+            parcels,
+            stored: Mutex::default(),
+        }
+    }
+
+    /// The request's own memory, which was sent before its job.
+    fn own_memory(&self, job: &Job) -> io::Result<Option<Memory>> {
+        let length = usize::try_from(job.own_memory).map_err(io::Error::other)?;
+        if length == 0 {
+            return Ok(None);
+        }
+        let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        let descriptor = loop {
+            if let Some(at) = stored.iter().position(|(id, _)| *id == job.id) {
+                break stored.swap_remove(at).1;
+            }
+            stored.push(socket::receive_parcel(&self.parcels)?);
+        };
+        drop(stored);
+        Memory::map(descriptor, length).map(Some)
+    }
 }
 
 impl Running {
@@ -40,25 +81,19 @@ impl Running {
 }
 
 /// Starts one thread per interpreter.
-pub fn start(
-    instances: Vec<Instance>,
-    jobs: Arc<OwnedFd>,
-    memory: Memory,
-    setup: Setup,
-) -> io::Result<Running> {
-    let shared = Arc::new((memory, setup));
+pub fn start(instances: Vec<Instance>, shared: Shared) -> io::Result<Running> {
+    let shared = Arc::new(shared);
     let mut threads = Vec::with_capacity(instances.len());
     for (number, instance) in instances.into_iter().enumerate() {
         let current = Arc::new(Current::default());
         threads.push((Arc::clone(&current), instance.canceller()));
-        let (jobs, shared) = (Arc::clone(&jobs), Arc::clone(&shared));
+        let shared = Arc::clone(&shared);
         std::thread::Builder::new()
             .name(format!("interpreter-{number}"))
             .spawn(move || {
-                let (memory, setup) = &*shared;
-                // The agent has closed the socket, or something is wrong with it: either way it is over.
-                let _ = work(instance, &jobs, memory, setup, &current);
-                super::leave(super::ENDED);
+                let Err(error) = work(instance, &shared, &current);
+                super::say(&format!("the job queue is broken: {error}"));
+                super::leave(super::FAILED);
             })?;
     }
     Ok(Running { threads })
@@ -66,103 +101,104 @@ pub fn start(
 
 fn work(
     mut instance: Instance,
-    jobs: &OwnedFd,
-    memory: &Memory,
-    setup: &Setup,
+    shared: &Shared,
     current: &Current,
-) -> io::Result<()> {
-    let mut buffer = vec![0; wire::MAX_MESSAGE_BYTES];
+) -> io::Result<std::convert::Infallible> {
+    let Shared { memory, setup, .. } = shared;
+    let layout = &setup.layout;
+    let movable = setup.threads == 1 && !matches!(setup.delegate, DelegateSetup::Plugin(_));
+    let mut placement = Placement::new(movable);
+    let mut buffer = [0; wire::MAX_MESSAGE_BYTES];
     let mut message = Vec::with_capacity(wire::MAX_MESSAGE_BYTES);
     loop {
-        let (length, descriptors) = socket::receive(jobs, &mut buffer)?;
-        if length == 0 {
-            return Ok(());
-        }
-        let job = Job::decode(&buffer[..length]).map_err(io::Error::other)?;
-        let slot = job.slot as usize;
+        let number = shared.queue.take(memory, layout.slots)?;
+        let slot = number as usize;
+        let job = layout.read_message(memory, slot, &mut buffer);
+        let job = job.ok_or_else(|| io::Error::other("a job without a message"))?;
+        let job = Job::decode(job).map_err(io::Error::other)?;
         current.job.store(job.id, Ordering::SeqCst);
-        let (outcome, own_memory) =
-            if setup
-                .layout
-                .swap(memory, slot, State::Queued, State::Running)
-            {
-                run(&mut instance, memory, setup, current, &job, descriptors)
-            } else {
-                (Outcome::Cancelled, None)
-            };
+        let own = shared.own_memory(&job);
+        let (outcome, parcel) = if !layout.swap(memory, slot, State::Queued, State::Running) {
+            (Outcome::Cancelled, None)
+        } else {
+            match own {
+                Ok(own) => run(&mut instance, shared, current, &job, own),
+                Err(error) => {
+                    let reason = format!("the request's memory: {error}");
+                    (Outcome::Failed(reason), None)
+                }
+            }
+        };
         current.job.store(0, Ordering::SeqCst);
-        setup.layout.set(memory, slot, State::Done);
+        if let Some(parcel) = parcel {
+            let id = job.id.to_le_bytes();
+            socket::send(&shared.parcels, &id, &[parcel.as_fd()])?;
+        }
+        if let Outcome::Done(done) = &outcome {
+            placement.learn(job.core, done.invoke_nanoseconds);
+        }
         message.clear();
         let reply = Reply {
             id: job.id,
-            slot: job.slot,
+            slot: number,
             outcome,
         };
         reply.encode(&mut message);
-        let descriptors: Vec<_> = own_memory.iter().map(AsFd::as_fd).collect();
-        socket::send(jobs, &message, &descriptors)?;
+        let written = layout.write_message(memory, slot, &message);
+        written.ok_or_else(|| io::Error::other("a reply that is too long"))?;
+        layout.set(memory, slot, State::Done);
+        shared.queue.ring(memory)?;
     }
 }
 
 fn run(
     instance: &mut Instance,
-    memory: &Memory,
-    setup: &Setup,
+    shared: &Shared,
     current: &Current,
     job: &Job,
-    descriptors: Vec<OwnedFd>,
+    own: Option<Memory>,
 ) -> (Outcome, Option<OwnedFd>) {
     let began = clock::nanoseconds();
     let failed = |text: String| (Outcome::Failed(text), None);
+    let Shared { memory, setup, .. } = shared;
+    let layout = &setup.layout;
     let slot = job.slot as usize;
-    let (Some(inputs), Some(outputs)) = (setup.layout.inputs(slot), setup.layout.outputs(slot))
-    else {
+    let (Some(inputs), Some(outputs)) = (layout.inputs(slot), layout.outputs(slot)) else {
         return failed("there is no such slot".to_owned());
     };
-    // Lives until the outputs are copied: the interpreter reads from it.
-    let own = match own_memory(job, &descriptors) {
-        Ok(own) => own,
-        Err(error) => return failed(format!("the request's memory: {error}")),
-    };
+    // `own` lives until the outputs are copied: the interpreter reads from it.
     let (input_memory, begin, area) = match &own {
         Some(own) => (own, 0, own.length()),
-        None => (memory, inputs, setup.layout.input_area),
+        None => (memory, inputs, layout.input_area),
     };
-    if job.signature != 0 {
-        return failed("only the first signature of a model is served".to_owned());
-    }
-    if let Err(reason) = instance.prepare(input_memory, begin, area, &job.inputs) {
-        return failed(reason);
-    }
+    let inputs = Inputs {
+        memory: input_memory,
+        begin,
+        area,
+        tensors: &job.inputs,
+    };
+    let graph = match instance.prepare(job.signature as usize, inputs) {
+        Ok(graph) => graph,
+        Err(reason) => return failed(reason),
+    };
     let invoked = clock::nanoseconds();
-    match instance.invoke(|| current.cancelled.load(Ordering::SeqCst) == job.id) {
+    match instance.invoke(graph, || current.cancelled.load(Ordering::SeqCst) == job.id) {
         Ok(()) => {}
         Err(Stopped::Cancelled) => return (Outcome::Cancelled, None),
         Err(Stopped::Failed(reason)) => return failed(reason),
     }
     let invoke_nanoseconds = clock::nanoseconds().saturating_sub(invoked);
-    match instance.collect(memory, outputs, setup.layout.output_area) {
+    match instance.collect(graph, memory, outputs, layout.output_area) {
         Ok(outputs) => {
-            let (descriptor, length) = outputs.own_memory.unzip();
+            let (parcel, length) = outputs.own_memory.unzip();
             let done = Done {
                 queue_nanoseconds: began.saturating_sub(job.sent_at),
                 invoke_nanoseconds,
                 own_memory: length.unwrap_or(0) as u64,
                 outputs: outputs.tensors,
             };
-            (Outcome::Done(done), descriptor)
+            (Outcome::Done(done), parcel)
         }
         Err(reason) => failed(reason),
     }
-}
-
-fn own_memory(job: &Job, descriptors: &[OwnedFd]) -> io::Result<Option<Memory>> {
-    if job.own_memory == 0 {
-        return Ok(None);
-    }
-    let length = usize::try_from(job.own_memory).map_err(io::Error::other)?;
-    let descriptor = descriptors
-        .first()
-        .ok_or_else(|| io::Error::other("it did not come along"))?;
-    Memory::map(descriptor, length).map(Some)
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use edgeward_models::manifest::{Datatype, Signature, TensorSpec};
 
 use super::instance::Instance;
-use crate::tflite::{Delegate, Interpreter, Library, Model, Tensor, TfliteError};
+use crate::tflite::{Delegate, Graph, Interpreter, Library, Model, Tensor, TfliteError};
 use crate::worker::wire::{DelegateSetup, Setup};
 
 /// How much nicer than normal the loading thread is: about a tenth of a contended core.
@@ -60,35 +60,68 @@ fn build(
     setup: &Setup,
 ) -> Result<Instance, String> {
     let mut interpreter = Interpreter::build(model, delegate, setup.threads).map_err(text)?;
-    let signature = setup
-        .signatures
-        .first()
-        .ok_or_else(|| "the manifest has no signature".to_owned())?;
-    check(&interpreter, signature)?;
-    let free = signature.inputs.iter().any(|i| i.shape.contains(&-1));
-    if free {
-        // One published model takes no placeholder shape at all, and with XNNPACK dies of it. Where golden
-        // vectors follow they bring real shapes; otherwise better to see a refusal here than at a request.
-        if !setup.golden {
-            allocate_at_least_shapes(&mut interpreter, signature)?;
-        }
-    } else {
-        interpreter.allocate().map_err(text)?;
+    let mut graphs = Vec::with_capacity(setup.signatures.len());
+    for signature in &setup.signatures {
+        let graph = graph(&mut interpreter, signature, setup.signatures.len())?;
+        check(&interpreter, graph, signature).map_err(|reason| match graph {
+            Graph::Main => reason,
+            Graph::Signature(_) => format!("signature {}: {reason}", signature.name),
+        })?;
+        prepare(&mut interpreter, graph, signature, setup.golden)?;
+        graphs.push(graph);
     }
     // A plugin may keep the addresses that tensors had when it was prepared.
     let in_place = !matches!(setup.delegate, DelegateSetup::Plugin(_));
-    Ok(Instance::new(interpreter, in_place))
+    Ok(Instance::new(interpreter, graphs, in_place))
+}
+
+/// A model with one signature is its main graph, whether the file names the signature or not.
+fn graph(
+    interpreter: &mut Interpreter,
+    signature: &Signature,
+    signatures: usize,
+) -> Result<Graph, String> {
+    if signatures == 1 {
+        return Ok(Graph::Main);
+    }
+    let names = |tensors: &[TensorSpec]| tensors.iter().map(|t| t.name.clone()).collect::<Vec<_>>();
+    let (inputs, outputs) = (names(&signature.inputs), names(&signature.outputs));
+    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+    let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    interpreter
+        .add_signature(&signature.name, &inputs, &outputs)
+        .map_err(text)
+}
+
+fn prepare(
+    interpreter: &mut Interpreter,
+    graph: Graph,
+    signature: &Signature,
+    golden: bool,
+) -> Result<(), String> {
+    if signature.inputs.iter().any(|i| i.shape.contains(&-1)) {
+        // One published model takes no placeholder shape at all, and with XNNPACK dies of it. Where golden
+        // vectors follow they bring real shapes; otherwise better to see a refusal here than at a request.
+        if golden {
+            return Ok(());
+        }
+        return allocate_at_least_shapes(interpreter, graph, signature);
+    }
+    interpreter.allocate(graph).map_err(text)
 }
 
 fn allocate_at_least_shapes(
     interpreter: &mut Interpreter,
+    graph: Graph,
     signature: &Signature,
 ) -> Result<(), String> {
     for (index, input) in signature.inputs.iter().enumerate() {
         let shape: Vec<i32> = input.shape.iter().map(|&d| d.max(1) as i32).collect();
-        interpreter.resize_input(index, &shape).map_err(text)?;
+        interpreter
+            .resize_input(graph, index, &shape)
+            .map_err(text)?;
     }
-    match interpreter.allocate() {
+    match interpreter.allocate(graph) {
         // The dimensions may be impossible, which says nothing of the ones to come. Missing operators do.
         Err(error) if error.is_unresolved() => Err(text(error)),
         _ => Ok(()),
@@ -96,12 +129,16 @@ fn allocate_at_least_shapes(
 }
 
 /// The interpreter's inputs and outputs are those of the manifest, in its order.
-fn check(interpreter: &Interpreter, signature: &Signature) -> Result<(), String> {
+fn check(interpreter: &Interpreter, graph: Graph, signature: &Signature) -> Result<(), String> {
     let counts = [
-        ("inputs", interpreter.input_count(), signature.inputs.len()),
+        (
+            "inputs",
+            interpreter.input_count(graph),
+            signature.inputs.len(),
+        ),
         (
             "outputs",
-            interpreter.output_count(),
+            interpreter.output_count(graph),
             signature.outputs.len(),
         ),
     ];
@@ -114,11 +151,11 @@ fn check(interpreter: &Interpreter, signature: &Signature) -> Result<(), String>
     }
     let free = signature.inputs.iter().any(|i| i.shape.contains(&-1));
     for (index, spec) in signature.inputs.iter().enumerate() {
-        let tensor = interpreter.input(index);
+        let tensor = interpreter.input(graph, index);
         check_tensor("input", tensor.as_ref(), spec, true)?;
     }
     for (index, spec) in signature.outputs.iter().enumerate() {
-        let tensor = interpreter.output(index);
+        let tensor = interpreter.output(graph, index);
         // What free inputs do to an output is known after they are given; every answer is checked.
         check_tensor("output", tensor.as_ref(), spec, !free)?;
     }

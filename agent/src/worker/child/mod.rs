@@ -9,16 +9,17 @@
 mod instance;
 mod jobs;
 mod load;
+mod placement;
 
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 
 use rustix::process::{DumpableBehavior, Signal};
 
 use super::memory::Memory;
+use super::queue::Taking;
 use super::sandbox;
 use super::socket;
 use super::wire::{self, FromWorker, Setup, ToWorker};
@@ -44,12 +45,12 @@ pub fn run() -> ! {
     if length == 0 {
         leave(ENDED);
     }
-    let Ok([document, jobs, model, slots]) = <[OwnedFd; 4]>::try_from(descriptors) else {
+    let Ok([document, parcels, model, slots, bell]) = <[OwnedFd; 5]>::try_from(descriptors) else {
         say("the set-up did not bring the descriptors it should");
         leave(NOT_STARTED_BY_AGENT);
     };
-    let control = Arc::new(control);
-    if let Err(reason) = serve(&control, document, Arc::new(jobs), model, slots) {
+    let queue = Taking::new(bell);
+    if let Err(reason) = serve(&control, document, model, slots, queue, parcels) {
         tell(&control, &reason);
         leave(FAILED);
     }
@@ -57,11 +58,12 @@ pub fn run() -> ! {
 }
 
 fn serve(
-    control: &Arc<OwnedFd>,
+    control: &OwnedFd,
     document: OwnedFd,
-    jobs: Arc<OwnedFd>,
     model: OwnedFd,
     slots: OwnedFd,
+    queue: Taking,
+    parcels: OwnedFd,
 ) -> Result<(), FromWorker> {
     let cannot_start = |reason: String| FromWorker::CannotStart { reason };
     let setup = read_setup(document).map_err(|e| cannot_start(format!("its set-up: {e}")))?;
@@ -83,7 +85,7 @@ fn serve(
     })?;
     let nodes = instances.first().map(instance::Instance::nodes);
     let (delegated_nodes, total_nodes) = nodes.map_or((0, 0), |n| (n.delegated, n.total));
-    let running = jobs::start(instances, jobs, memory, setup)
+    let running = jobs::start(instances, jobs::Shared::new(queue, parcels, memory, setup))
         .map_err(|e| cannot_start(format!("its interpreter threads: {e}")))?;
     tell(
         control,
@@ -94,7 +96,7 @@ fn serve(
     );
     let mut buffer = vec![0; wire::MAX_CONTROL_BYTES];
     loop {
-        let message = match socket::receive(&**control, &mut buffer) {
+        let message = match socket::receive(control, &mut buffer) {
             // The agent has let go of us, or died.
             Ok((0, _)) | Err(_) => return Ok(()),
             Ok((length, _)) => serde_json::from_slice::<ToWorker>(&buffer[..length]),
