@@ -468,7 +468,7 @@ mod tests {
     fn a_sample_survives_being_written_and_read() {
         let bytes = serde_json::to_vec(&sample()).expect("json");
         let manifest = Manifest::parse(&bytes).expect("sample");
-        assert_eq!(manifest.request_bytes(), 8 * 8 * 4);
+        assert_eq!(manifest.request_bytes(), 8192);
         assert_eq!(
             Manifest::parse(&manifest.to_json()).expect("again"),
             manifest

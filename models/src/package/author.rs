@@ -14,7 +14,8 @@ use super::{
 use crate::digest::Digest;
 use crate::durable::{self, Access};
 use crate::manifest::{
-    DelegateChoice, FORMAT, FileEntry, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, Signature,
+    DelegateChoice, FORMAT, FileEntry, MANIFEST_FILE, MAX_MANIFEST_BYTES, MAX_REQUEST_BYTES,
+    Manifest, Signature, TensorSpec,
 };
 use crate::name::{DelegateName, FileName, ModelName, Version};
 use crate::tflite_file;
@@ -111,11 +112,11 @@ impl Package {
             release: 0,
             model_file,
             files: entries,
-            signatures,
             delegates: delegates(options.delegates, path)?,
             instances: 1,
             threads: 1,
-            max_request_bytes: 0,
+            max_request_bytes: room_for_free_dimensions(&signatures),
+            signatures,
             invoke_limit_ms: 10_000,
             golden_file,
             minimum_agent: Version::new(0, 1, 0),
@@ -234,6 +235,31 @@ fn split_stem(stem: &str) -> Option<(&str, Version)> {
         let version = stem[at + 1..].parse().ok()?;
         Some((&stem[..at], version))
     })
+}
+
+/// Room for requests whose free dimensions are larger than 1, which is what they are for: thirty-two times the
+/// least, and no less than 64 KiB. 0, "what the shapes need", where no dimension is free.
+fn room_for_free_dimensions(signatures: &[Signature]) -> u64 {
+    let room = |signature: &Signature| -> u64 {
+        if !signature
+            .inputs
+            .iter()
+            .any(|input| input.shape.contains(&-1))
+        {
+            return 0;
+        }
+        let least = signature.inputs.iter().filter_map(TensorSpec::least_bytes);
+        least
+            .fold(0, u64::saturating_add)
+            .saturating_mul(32)
+            .max(64 << 10)
+    };
+    signatures
+        .iter()
+        .map(room)
+        .max()
+        .unwrap_or(0)
+        .min(MAX_REQUEST_BYTES)
 }
 
 fn delegates(names: Vec<DelegateName>, path: &Path) -> Result<Vec<DelegateChoice>, PackageError> {
