@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use edgeward_agent::tflite::{Delegate, Interpreter, Library, Model};
+use edgeward_agent::tflite::{Delegate, Graph, Interpreter, Library, Model};
 
 use crate::measure::Run;
 
@@ -24,9 +24,9 @@ impl Floor {
         let delegate = Delegate::xnnpack(&library, 1).expect("make an XNNPACK delegate");
         let mut interpreter =
             Interpreter::build(&model, Some(delegate), 1).expect("build an interpreter");
-        interpreter.resize_input(0, shape).expect("resize");
-        interpreter.allocate().expect("allocate");
-        let mut tensor = interpreter.input_mut(0).expect("an input");
+        interpreter.resize_input(Graph::Main, 0, shape).expect("resize");
+        interpreter.allocate(Graph::Main).expect("allocate");
+        let mut tensor = interpreter.input_mut(Graph::Main, 0).expect("an input");
         assert!(tensor.write(input), "the input has another length");
         let mut floor = Self { interpreter };
         floor.run(Duration::from_millis(50));
@@ -39,7 +39,7 @@ impl Floor {
         let mut latencies = Vec::new();
         let mut before = start;
         while before - start < time || latencies.is_empty() {
-            self.interpreter.invoke().expect("run a model");
+            self.interpreter.invoke(Graph::Main).expect("run a model");
             let now = Instant::now();
             latencies.push(now - before);
             before = now;
@@ -49,7 +49,7 @@ impl Floor {
 
     /// The answer that the agent must give too.
     pub fn output(&self) -> Vec<u8> {
-        let tensor = self.interpreter.output(0).expect("an output");
+        let tensor = self.interpreter.output(Graph::Main, 0).expect("an output");
         tensor.bytes().expect("an output's bytes").to_vec()
     }
 }
