@@ -63,13 +63,24 @@ pub fn path(state_directory: &Path) -> PathBuf {
     state_directory.join(FILE)
 }
 
-/// Serves until the task is dropped.
-pub async fn serve(state_directory: PathBuf, admin: Admin) {
-    let path = path(&state_directory);
-    let listener = match bind(&path) {
-        Ok(listener) => listener,
+/// Binds the admin socket. Without one the agent serves all the same.
+pub fn open(state_directory: &Path) -> Option<std::os::unix::net::UnixListener> {
+    let path = path(state_directory);
+    match bind(&path) {
+        Ok(listener) => Some(listener),
         Err(problem) => {
             warn!(path = %path.display(), %problem, "no admin socket; `edgeward import` and `status` will not reach this agent");
+            None
+        }
+    }
+}
+
+/// Serves until the task is dropped.
+pub async fn serve(listener: std::os::unix::net::UnixListener, admin: Admin) {
+    let listener = match UnixListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(problem) => {
+            warn!(%problem, "the admin socket cannot be served");
             return;
         }
     };
@@ -93,13 +104,14 @@ pub async fn serve(state_directory: PathBuf, admin: Admin) {
     }
 }
 
-fn bind(path: &Path) -> io::Result<UnixListener> {
+fn bind(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     // The state lock is ours, so a socket that is there belongs to nobody.
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }

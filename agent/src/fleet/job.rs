@@ -19,6 +19,9 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tracing::info;
 
+/// How often a version is put together before missing chunks count as lost.
+const ASSEMBLY_TRIES: u32 = 5;
+
 use super::abort::AbortOnDrop;
 use super::board::{Board, chain};
 use super::goal::Goal;
@@ -197,21 +200,32 @@ impl Workshop {
         };
         let board = &self.board;
         let bytes = parts.bytes();
-        let fetched = parts
-            .fetch(&*goal.source, &self.cache, room, |have, of| {
-                board.model(model, |line| {
-                    line.phase = Phase::Fetching { have, of };
-                    line.reason = None;
-                });
-            })
-            .await?;
-        metrics::counter!("edgeward_fetched_bytes_total").increment(fetched);
-        info!(%model, %version, bytes, fetched, "version fetched");
         let assembled: PathBuf = self.state.incoming().join(format!("{model}-{version}"));
-        parts
-            .clone()
-            .assemble(self.cache.clone(), assembled.clone())
-            .await?;
+        let mut tries = 1;
+        loop {
+            let fetched = parts
+                .fetch(&*goal.source, &self.cache, room, |have, of| {
+                    board.model(model, |line| {
+                        line.phase = Phase::Fetching { have, of };
+                        line.reason = None;
+                    });
+                })
+                .await?;
+            metrics::counter!("edgeward_fetched_bytes_total").increment(fetched);
+            info!(%model, %version, bytes, fetched, "version fetched");
+            let put_together = parts
+                .clone()
+                .assemble(self.cache.clone(), assembled.clone());
+            match put_together.await {
+                Ok(()) => break,
+                // Another version that shares chunks with this one was installed meanwhile, and its chunks
+                // were forgotten with it.
+                Err(TransferError::Chunk(ChunkError::Missing(_))) if tries < ASSEMBLY_TRIES => {
+                    tries += 1;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
         let device_fault = |e: &dyn std::error::Error| JobError::new(FaultKind::Device, chain(e));
         self.state
             .install(&assembled, model, version)

@@ -151,7 +151,11 @@ async fn begin(
     let side = Side {
         workshop,
         reconciler,
-        admin: online.then_some(admin),
+        // Bound before the agent says that it is ready: whoever asks then finds it.
+        admin: online
+            .then(|| admin::open(state.root()))
+            .flatten()
+            .map(|listener| (listener, admin)),
         identity,
         link,
         imports: wanted_imports,
@@ -195,7 +199,7 @@ impl FleetTasks {
 struct Side {
     workshop: Arc<Workshop>,
     reconciler: Reconciler,
-    admin: Option<Admin>,
+    admin: Option<(std::os::unix::net::UnixListener, Admin)>,
     identity: Option<Arc<Identity>>,
     link: Option<Link>,
     imports: mpsc::Receiver<ImportRequest>,
@@ -207,8 +211,8 @@ impl Side {
     async fn run(self) {
         let workshop = self.workshop;
         // Everything spawned here ends with this runtime; what must end in order is awaited below.
-        if let Some(admin) = self.admin {
-            tokio::spawn(admin::serve(workshop.state.root().to_owned(), admin));
+        if let Some((listener, admin)) = self.admin {
+            tokio::spawn(admin::serve(listener, admin));
         }
         let mut wires = Wires {
             imports: self.imports,

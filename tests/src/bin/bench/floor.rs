@@ -24,7 +24,9 @@ impl Floor {
         let delegate = Delegate::xnnpack(&library, 1).expect("make an XNNPACK delegate");
         let mut interpreter =
             Interpreter::build(&model, Some(delegate), 1).expect("build an interpreter");
-        interpreter.resize_input(Graph::Main, 0, shape).expect("resize");
+        interpreter
+            .resize_input(Graph::Main, 0, shape)
+            .expect("resize");
         interpreter.allocate(Graph::Main).expect("allocate");
         let mut tensor = interpreter.input_mut(Graph::Main, 0).expect("an input");
         assert!(tensor.write(input), "the input has another length");
