@@ -29,7 +29,7 @@ test:
 bench:
 	@tests/setup.sh --tests
 	cargo build --release --locked --workspace --bins
-	cargo run --release --locked --quiet --package edgeward-tests --bin bench
+	$${CARGO_TARGET_DIR:-target}/release/bench
 
 deny:
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny

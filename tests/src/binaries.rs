@@ -54,13 +54,15 @@ pub fn sample(name: &str) -> PathBuf {
 pub fn python() -> PathBuf {
     let path = match std::env::var_os("EDGEWARD_PYTHON") {
         Some(path) => PathBuf::from(path),
-        // target/PROFILE/deps/this-executable
-        None => std::env::current_exe()
-            .expect("path of this executable")
-            .ancestors()
-            .nth(3)
-            .expect("a target directory")
-            .join("python/bin/python"),
+        // target/PROFILE/deps/TEST or target/PROFILE/bench
+        None => {
+            let this = std::env::current_exe().expect("path of this executable");
+            let environments = this.ancestors().map(|d| d.join("python/bin/python"));
+            let within_target = environments.take(4);
+            let mut there = within_target.clone().filter(|path| path.exists());
+            let expected = within_target.last().expect("a target directory");
+            there.next().unwrap_or(expected)
+        }
     };
     assert!(
         path.exists(),

@@ -15,14 +15,15 @@ use edgeward_tests::{Package, Site, binaries, python};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// Samples, with the shapes of their input to compare at; the fixtures' own shape where none is given.
-const SAMPLES: [(&str, &str); 6] = [
+/// Samples, with the shapes of their input to compare at; the fixtures' own shape where none is given. The
+/// accumulator is not among them: its answer is the sum of all that its interpreter was ever asked, golden
+/// vectors included, and so no question has one right answer.
+const SAMPLES: [(&str, &str); 5] = [
     ("digits-1.0.0", "1x8x8x1,7x8x8x1"),
     ("digits-2.0.0", "1x8x8x1,7x8x8x1"),
     ("digits-int8-1.0.0", "1x8x8x1,7x8x8x1"),
     ("digits-int8-2.0.0", "1x8x8x1,7x8x8x1"),
     ("breast-cancer-1.0.0", ""),
-    ("accumulator-1.0.0", ""),
 ];
 
 /// Public models; the spectrogram takes any length of sound.
