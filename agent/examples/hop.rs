@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 use edgeward_agent::config::Sandbox;
 use edgeward_agent::worker::{Spawner, Worker, WorkerSpec};
 use edgeward_models::Manifest;
-use edgeward_models::manifest::DelegateChoice;
+use edgeward_models::manifest::{DelegateChoice, TensorSpec};
+
+/// Shape and bytes of each input.
+type Inputs = Arc<[(Vec<i64>, usize)]>;
 
 #[tokio::main(flavor = "current_thread")]
 #[allow(clippy::print_stdout)]
@@ -24,6 +27,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let package = Path::new(package);
     let manifest = Manifest::parse(&std::fs::read(package.join("manifest.json"))?)?;
     let bytes = manifest.request_bytes() as usize;
+    let least = |spec: &TensorSpec| {
+        let shape: Vec<i64> = spec.shape.iter().map(|&d| d.max(1)).collect();
+        (shape, spec.least_bytes().unwrap_or(0) as usize)
+    };
+    let inputs = &manifest.default_signature().inputs;
+    let inputs: Inputs = inputs.iter().map(least).collect();
     let spec = WorkerSpec {
         model_path: package.join(manifest.model_file.as_str()),
         manifest: Arc::new(manifest),
@@ -47,7 +56,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     for round in 0..5 {
         let began = Instant::now();
-        let runs = (0..clients).map(|_| tokio::spawn(client(worker.clone(), 10_000 / clients)));
+        let run = |_| tokio::spawn(client(worker.clone(), inputs.clone(), 10_000 / clients));
+        let runs = (0..clients).map(run);
         let (mut totals, mut invokes) = (Vec::new(), Vec::new());
         for run in runs.collect::<Vec<_>>() {
             for (total, invoke) in run.await? {
@@ -66,18 +76,19 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-async fn client(worker: Worker, requests: usize) -> Vec<(Duration, Duration)> {
+async fn client(worker: Worker, inputs: Inputs, requests: usize) -> Vec<(Duration, Duration)> {
+    let bytes = inputs.iter().map(|(_, bytes)| bytes).sum();
     let mut times = Vec::with_capacity(requests);
     for _ in 0..requests {
         let began = Instant::now();
-        let Ok(mut slot) = worker.lease(256, Duration::from_secs(1)).await else {
-            return times;
+        let answer = async {
+            let mut slot = worker.lease(bytes, Duration::from_secs(1)).await?;
+            for (shape, bytes) in inputs.iter() {
+                slot.input(shape, *bytes)?.fill(0);
+            }
+            slot.invoke(0, began + Duration::from_secs(10)).await
         };
-        let Ok(memory) = slot.input(&[1, 8, 8, 1], 256) else {
-            return times;
-        };
-        memory.fill(0);
-        match slot.invoke(0, began + Duration::from_secs(10)).await {
+        match answer.await {
             Ok(answer) => times.push((began.elapsed(), answer.invoke_time())),
             Err(_) => return times,
         }

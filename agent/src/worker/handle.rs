@@ -2,6 +2,7 @@
 
 use std::io::{Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -301,7 +302,7 @@ fn setup(spec: &WorkerSpec, layout: Layout) -> Result<Setup, WorkerError> {
         }
     }
     Ok(Setup {
-        library: spec.library.clone(),
+        library: absolute(&spec.library)?,
         delegate: delegate_setup(&spec.delegate, spec.profile.as_ref())?,
         signatures: spec.manifest.signatures.clone(),
         layout,
@@ -321,7 +322,7 @@ fn delegate_setup(
         (DelegateName::BUILTIN, _) => Ok(DelegateSetup::Builtin),
         (DelegateName::XNNPACK, _) => Ok(DelegateSetup::Xnnpack),
         (_, Some(profile)) => Ok(DelegateSetup::Plugin(PluginSetup {
-            library: profile.library.clone(),
+            library: absolute(&profile.library)?,
             options: delegate_options(choice, Some(profile)),
             read: profile.read.clone(),
             devices: profile.devices.clone(),
@@ -330,6 +331,12 @@ fn delegate_setup(
             "this device has no delegate named {name}: add [delegates.{name}] to its configuration"
         ))),
     }
+}
+
+/// The worker has another working directory.
+fn absolute(path: &Path) -> Result<PathBuf, WorkerError> {
+    std::path::absolute(path)
+        .map_err(|error| WorkerError::Start(format!("the path {}: {error}", path.display())))
 }
 
 /// The set-up as a file in memory, which has no limit of length as a message has.

@@ -108,6 +108,9 @@ impl Slot {
             .ok_or_else(|| WorkerError::Invoke(format!("there is no signature {signature}")))?
             .outputs;
         let submitted = Instant::now();
+        if submitted >= deadline {
+            return Err(WorkerError::Deadline);
+        }
         let running = async {
             let (pending, answer) = supervisor
                 .submit(&self.lease, signature as u32, self.inputs, self.own_memory)

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -63,6 +64,7 @@ fn spawn(program: &PathBuf, control: OwnedFd) -> io::Result<Child> {
     // Nothing is inherited but these three: all descriptors of the agent close on exec, and what else the
     // worker needs comes over the control socket. No environment: vendor libraries read it.
     Command::new(program)
+        .arg0("edgeward")
         .arg("worker")
         .env_clear()
         .stdin(Stdio::from(control))

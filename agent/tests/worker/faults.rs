@@ -88,6 +88,17 @@ async fn a_deadline_is_kept_though_the_device_hangs_and_costs_no_one_else() {
 }
 
 #[tokio::test]
+async fn a_deadline_that_has_passed_already_costs_the_worker_nothing() {
+    let sample = sample("digits-1.0.0");
+    let worker = Worker::start(&spawner(), sample.spec("builtin"))
+        .await
+        .expect("start");
+    let late = infer(&worker, &sample.inputs(0, 1), Duration::ZERO).await;
+    assert!(matches!(late, Err(WorkerError::Deadline)));
+    assert_eq!(worker.in_flight(), 0);
+}
+
+#[tokio::test]
 async fn only_the_models_own_limit_ends_a_hanging_worker() {
     let sample = sample("digits-1.0.0");
     let mut spec = sample.spec("test-npu");

@@ -1,8 +1,10 @@
 //! The sandbox holds: seen from outside in /proc, and from inside by a plugin that tries everything.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use edgeward_agent::worker::Worker;
+use edgeward_agent::config::Sandbox;
+use edgeward_agent::worker::{Spawner, Worker, WorkerError};
 
 use crate::support::{MINUTE, infer, plugin, refusal, sample, spawner, start_plugin};
 
@@ -150,4 +152,65 @@ async fn started_by_anyone_else_it_says_so() {
         .expect("run");
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("started by the agent"));
+}
+
+/// A spawner on a machine whose kernel lacks something.
+fn spawner_on_an_old_kernel(directory: &Path, options: &[&str]) -> Spawner {
+    let program = directory.join("edgeward");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/worker/old_kernel.c");
+    let compiled = std::process::Command::new("cc")
+        .arg(format!("-DPROGRAM=\"{}\"", env!("CARGO_BIN_EXE_edgeward")))
+        .args(options)
+        .args(["-Wall", "-Werror", "-o"])
+        .args([&program, &source])
+        .status();
+    assert!(compiled.expect("cc").success());
+    Spawner::new(program).expect("spawner")
+}
+
+#[tokio::test]
+async fn without_landlock_a_worker_starts_only_if_the_device_says_so_and_then_loudly() {
+    let directory = tempfile::tempdir().expect("directory");
+    let spawner = spawner_on_an_old_kernel(directory.path(), &[]);
+    let sample = sample("digits-1.0.0");
+    let mut spec = sample.spec("xnnpack");
+    let Err(WorkerError::Start(reason)) = Worker::start(&spawner, spec.clone()).await else {
+        panic!("it started without its sandbox, or failed otherwise");
+    };
+    assert!(reason.contains("Landlock is missing"), "{reason}");
+    assert!(reason.contains("best-effort"), "{reason}");
+    spec.sandbox = Sandbox::BestEffort;
+    let worker = Worker::start(&spawner, spec).await.expect("start");
+    let sandbox = &worker.facts().sandbox;
+    assert!(
+        sandbox.starts_with("not enforced: Landlock is missing"),
+        "{sandbox}"
+    );
+    assert!(!sandbox.contains("seccomp"), "{sandbox}");
+    assert_eq!(status(worker.facts().pid)["Seccomp"], "2");
+    worker.seal().await.expect("seal");
+    let answer = infer(&worker, &sample.inputs(0, 1), MINUTE)
+        .await
+        .expect("answer");
+    sample.assert_golden(&answer, 0, 1);
+}
+
+#[tokio::test]
+async fn without_anything_best_effort_still_answers() {
+    let directory = tempfile::tempdir().expect("directory");
+    let spawner = spawner_on_an_old_kernel(directory.path(), &["-DWITHOUT_SECCOMP"]);
+    let sample = sample("digits-1.0.0");
+    let mut spec = sample.spec("xnnpack");
+    spec.sandbox = Sandbox::BestEffort;
+    let worker = Worker::start(&spawner, spec).await.expect("start");
+    let sandbox = &worker.facts().sandbox;
+    assert!(
+        sandbox.contains("Landlock") && sandbox.contains("seccomp is missing"),
+        "{sandbox}"
+    );
+    worker.seal().await.expect("nothing to seal");
+    let answer = infer(&worker, &sample.inputs(0, 1), MINUTE)
+        .await
+        .expect("answer");
+    sample.assert_golden(&answer, 0, 1);
 }

@@ -30,6 +30,9 @@ const ENDED: i32 = 0;
 const NOT_STARTED_BY_AGENT: i32 = 2;
 const FAILED: i32 = 3;
 
+/// Of 1000: how much sooner than other processes the kernel ends a worker when memory runs out.
+const OUT_OF_MEMORY_SCORE: &str = "500";
+
 /// Runs the worker until its agent lets go of it. Standard input must be the control socket.
 pub fn run() -> ! {
     // Nothing of the agent's is inherited, but whoever else starts us may have left something open.
@@ -126,9 +129,13 @@ fn read_setup(document: OwnedFd) -> std::io::Result<Setup> {
     Ok(serde_json::from_slice(&bytes)?)
 }
 
-/// What the process owes its device before it does anything: to end with the agent, to leave no memory image
-/// on the disk, to stay within its limits.
+/// What the process owes its device before it does anything: to end with the agent, to be given up before it
+/// when memory runs out, to leave no memory image on the disk, to stay within its limits.
 fn prepare_process(setup: &Setup) -> Result<(), String> {
+    // A name for `ps` and `top`: the program may have been started through a link.
+    let _ = rustix::thread::set_name(c"edgeward-worker");
+    // Raising this needs no right; a kernel without the file has no such choice to make.
+    let _ = std::fs::write("/proc/self/oom_score_adj", OUT_OF_MEMORY_SCORE);
     // If the agent died before this line, the control socket says so soon enough.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|e| format!("the parent-death signal: {e}"))?;
