@@ -1,27 +1,21 @@
 //! Starting a worker and holding on to it.
 
-use std::io::{Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use edgeward_models::manifest::DelegateChoice;
-use edgeward_models::name::DelegateName;
-use rustix::fs::{MemfdFlags, OFlags};
+use rustix::fs::OFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::memory::Memory;
 use super::process::{Exit, Process};
 use super::request::Slot;
+use super::setup::{setup, setup_document};
 use super::slots::Layout;
 use super::supervisor::{Ends, Supervisor, hear};
-use super::wire::{self, DelegateSetup, FromWorker, PluginSetup, Setup, ToWorker};
-use super::{
-    LoadFacts, Spawner, WorkerDeath, WorkerError, WorkerSpec, delegate_options, queue, socket,
-};
-use crate::config::{DelegateProfile, Sandbox};
+use super::wire::{FromWorker, ToWorker};
+use super::{LoadFacts, Spawner, WorkerDeath, WorkerError, WorkerSpec, queue, socket};
 
 /// A running worker that has loaded its model. Dropping the last handle ends the process.
 #[derive(Clone)]
@@ -288,66 +282,4 @@ fn open_model(spec: &WorkerSpec) -> Result<OwnedFd, WorkerError> {
             spec.model_path.display()
         ))
     })
-}
-
-fn setup(spec: &WorkerSpec, layout: Layout) -> Result<Setup, WorkerError> {
-    for signature in &spec.manifest.signatures {
-        let most = signature.inputs.len().max(signature.outputs.len());
-        if most > wire::MAX_TENSORS {
-            return Err(WorkerError::Refused(format!(
-                "signature {:?} has {most} inputs or outputs; at most {} are served",
-                signature.name,
-                wire::MAX_TENSORS
-            )));
-        }
-    }
-    Ok(Setup {
-        library: absolute(&spec.library)?,
-        delegate: delegate_setup(&spec.delegate, spec.profile.as_ref())?,
-        signatures: spec.manifest.signatures.clone(),
-        layout,
-        instances: spec.instances.max(1),
-        threads: spec.threads.max(1),
-        memory_limit_bytes: spec.memory_limit_bytes,
-        best_effort: spec.sandbox == Sandbox::BestEffort,
-        golden: spec.manifest.golden_file.is_some(),
-    })
-}
-
-fn delegate_setup(
-    choice: &DelegateChoice,
-    profile: Option<&DelegateProfile>,
-) -> Result<DelegateSetup, WorkerError> {
-    match (choice.delegate.as_str(), profile) {
-        (DelegateName::BUILTIN, _) => Ok(DelegateSetup::Builtin),
-        (DelegateName::XNNPACK, _) => Ok(DelegateSetup::Xnnpack),
-        (_, Some(profile)) => Ok(DelegateSetup::Plugin(PluginSetup {
-            library: absolute(&profile.library)?,
-            options: delegate_options(choice, Some(profile)),
-            read: profile.read.clone(),
-            devices: profile.devices.clone(),
-        })),
-        (name, None) => Err(WorkerError::Start(format!(
-            "this device has no delegate named {name}: add [delegates.{name}] to its configuration"
-        ))),
-    }
-}
-
-/// The worker has another working directory.
-fn absolute(path: &Path) -> Result<PathBuf, WorkerError> {
-    std::path::absolute(path)
-        .map_err(|error| WorkerError::Start(format!("the path {}: {error}", path.display())))
-}
-
-/// The set-up as a file in memory, which has no limit of length as a message has.
-fn setup_document(setup: &Setup) -> std::io::Result<OwnedFd> {
-    let bytes = serde_json::to_vec(setup)?;
-    if bytes.len() > wire::MAX_SETUP_BYTES {
-        return Err(std::io::Error::other("it is too long"));
-    }
-    let descriptor = rustix::fs::memfd_create("edgeward-setup", MemfdFlags::CLOEXEC)?;
-    let mut file = std::fs::File::from(descriptor);
-    file.write_all(&bytes)?;
-    file.rewind()?;
-    Ok(file.into())
 }

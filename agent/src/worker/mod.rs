@@ -19,6 +19,7 @@ mod process;
 mod queue;
 mod request;
 mod sandbox;
+mod setup;
 mod slots;
 mod socket;
 mod spawner;
