@@ -1,13 +1,14 @@
 # `make run` shows the main job, `make test` proves it. Both prepare the machine first (Debian 12 with cargo,
 # Python, pip and apt); what is there already is left alone.
 
-.PHONY: help run stop test bench deny setup
+.PHONY: help run stop test fuzz bench deny setup
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run         a fleet on this machine, from push to answer, in one minute (KEEP=1 leaves it up)"
 	@echo "make stop        ends what KEEP=1 make run left up"
 	@echo "make test        format, clippy, all tests"
+	@echo "make fuzz        each parser of foreign bytes for ten minutes (SECONDS_EACH=60 for a minute)"
 	@echo "make bench       latency beside the bare interpreter, into target/bench/summary.json"
 	@echo "make deny        licences, sources and bans of all dependencies (builds cargo-deny: minutes)"
 	@echo "make setup       only the preparation"
@@ -25,6 +26,11 @@ stop:
 test:
 	@tests/setup.sh --tests
 	@tests/check.sh
+
+SECONDS_EACH ?= 600
+fuzz:
+	@tests/setup.sh --tests
+	@tests/fuzz/run.sh $(SECONDS_EACH)
 
 bench:
 	@tests/setup.sh --tests

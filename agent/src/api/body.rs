@@ -87,6 +87,15 @@ pub async fn discard(body: &mut Incoming) -> bool {
     matches!(tokio::time::timeout(LINGER_TIME, drain).await, Ok(Some(())))
 }
 
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Self {
+            length: bytes.len(),
+            frames: vec![bytes],
+        }
+    }
+}
+
 impl Body {
     fn push(&mut self, data: Bytes) {
         /// Tiny frames (one byte per chunk) are joined, so that the list stays short.
@@ -100,7 +109,7 @@ impl Body {
         }
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.length
     }
 

@@ -11,16 +11,16 @@
 
 mod accept;
 mod auth;
-mod body;
+pub mod body;
 mod connection;
 mod decimal;
 pub mod error;
-mod json;
-mod numbers;
-mod oip;
+pub mod json;
+pub mod numbers;
+pub mod oip;
 pub mod peers;
 mod pulse;
-mod route;
+pub mod route;
 pub mod tls;
 pub mod unix;
 

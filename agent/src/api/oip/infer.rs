@@ -146,17 +146,18 @@ fn within_limit(timeout: Duration, limits: &Limits) -> Result<Duration, ApiError
 }
 
 /// A request that fits its model, before it has a slot.
-struct Prepared {
-    json: Bytes,
+pub struct Prepared {
+    pub json: Bytes,
     timeout: Option<Duration>,
     /// Of all inputs.
-    bytes: usize,
+    pub bytes: usize,
     /// In the signature's order.
-    fills: Vec<Fill>,
-    wish: Wish,
+    pub fills: Vec<Fill>,
+    pub wish: Wish,
 }
 
-fn prepare(
+/// Reads a whole body for the model of `manifest`. `json_length`: where its JSON ends, if a header says so.
+pub fn prepare(
     manifest: &Arc<Manifest>,
     body: &Body,
     json_length: Option<u64>,

@@ -1,0 +1,124 @@
+//! The doors: paths, JSON, tensors as text, bodies in the binary form.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use edgeward_agent::api::body::Body;
+use edgeward_agent::api::numbers;
+use edgeward_agent::api::oip::infer::prepare;
+use edgeward_agent::api::oip::request::{Content, InferRequest};
+use edgeward_agent::api::route::Route;
+use edgeward_models::Manifest;
+use edgeward_models::manifest::{Datatype, byte_size};
+
+/// Splits off the first two bytes as a small number.
+fn small(data: &[u8]) -> Option<(u16, &[u8])> {
+    let (first, rest) = data.split_first_chunk::<2>()?;
+    Some((u16::from_le_bytes(*first), rest))
+}
+
+/// Methods and paths: whatever is found lies in the path.
+pub fn path(data: &[u8]) {
+    let Ok(path) = std::str::from_utf8(data) else {
+        return;
+    };
+    for method in [hyper::Method::GET, hyper::Method::POST] {
+        if let Ok(Route::Infer(target)) = Route::of(&method, path) {
+            assert!(path.contains(target.model) && !target.model.contains('/'));
+        }
+    }
+}
+
+/// The JSON of an infer request with so many binary bytes behind it.
+pub fn infer_json(data: &[u8]) {
+    let Some((binary, text)) = small(data) else {
+        return;
+    };
+    let binary = usize::from(binary);
+    let Ok(request) = InferRequest::parse(text, binary) else {
+        return;
+    };
+    let mut end = 0;
+    for input in &request.inputs {
+        match &input.content {
+            Content::Json(range) => {
+                let data = &text[range.clone()];
+                assert!(data.starts_with(b"[") && data.ends_with(b"]"));
+            }
+            Content::Binary(range) => {
+                assert_eq!(range.start, end, "a gap between binary tensors");
+                end = range.end;
+            }
+        }
+    }
+    assert_eq!(end, binary, "binary bytes that belong to no tensor");
+}
+
+/// A whole body against the models that it may be for: where its JSON ends, the rest.
+pub fn infer_body(data: &[u8]) {
+    static MANIFESTS: OnceLock<Vec<Arc<Manifest>>> = OnceLock::new();
+    let manifests = MANIFESTS.get_or_init(|| {
+        let digits = include_bytes!("../../../models/samples/digits-1.0.0/manifest.json");
+        let accumulator = include_bytes!("../../../models/samples/accumulator-1.0.0/manifest.json");
+        let parsed = [&digits[..], accumulator].map(Manifest::parse);
+        parsed.into_iter().flatten().map(Arc::new).collect()
+    });
+    assert_eq!(manifests.len(), 2, "the samples are gone");
+    let Some((length, body)) = small(data) else {
+        return;
+    };
+    // All ones: no header, the whole body is JSON.
+    let length = (length != u16::MAX).then_some(u64::from(length));
+    let whole = Bytes::copy_from_slice(body);
+    let body = Body::from(whole.clone());
+    for manifest in manifests {
+        let Ok(prepared) = prepare(manifest, &body, length) else {
+            continue;
+        };
+        let signature = prepared.wish.signature();
+        let mut total = 0;
+        for (spec, fill) in signature.inputs.iter().zip(&prepared.fills) {
+            let shape = fill.shape.iter().map(|d| *d as u64);
+            let bytes = byte_size(spec.datatype, shape).expect("a shape that was let through");
+            total += bytes;
+            match &fill.content {
+                Content::Binary(range) => {
+                    assert_eq!(range.len() as u64, bytes);
+                    assert!(range.end <= whole.len(), "a tensor outside the body");
+                }
+                Content::Json(range) => {
+                    assert!(prepared.json.get(range.clone()).is_some());
+                }
+            }
+        }
+        assert_eq!(total, prepared.bytes as u64);
+    }
+}
+
+/// Tensor data as JSON text. The first byte says which datatype, the second how many values.
+pub fn tensor_json(data: &[u8]) {
+    const DATATYPES: [Datatype; 6] = [
+        Datatype::Fp32,
+        Datatype::Fp64,
+        Datatype::Int64,
+        Datatype::Uint64,
+        Datatype::Int8,
+        Datatype::Bool,
+    ];
+    let [datatype, count, text @ ..] = data else {
+        return;
+    };
+    let datatype = DATATYPES[usize::from(*datatype) % DATATYPES.len()];
+    let size = datatype.size().expect("a size");
+    let mut values = vec![0; usize::from(*count) * size];
+    if numbers::read(datatype, text, &mut values).is_err() {
+        return;
+    }
+    let json: Result<&serde_json::value::RawValue, _> = serde_json::from_slice(text);
+    json.expect("what is taken is JSON");
+    let mut written = Vec::new();
+    numbers::write(datatype, &values, &mut written).expect("what was read can be written");
+    let mut again = vec![0; values.len()];
+    numbers::read(datatype, &written, &mut again).expect("what was written can be read");
+    assert_eq!(values, again);
+}

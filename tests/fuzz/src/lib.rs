@@ -1,0 +1,25 @@
+//! Fuzz targets: one function for each parser of bytes that strangers write.
+//!
+//! A target takes any bytes, and what it promises stands in it as assertions: no panic, no place outside the
+//! input, and what was understood means the same when it is written and read again. `make fuzz` hunts with
+//! libFuzzer for ten minutes a target, `make test` for seconds; the test `seeds` only runs what lies in
+//! `seeds/TARGET`, the inputs that any hunt begins with. An input that once broke something joins them.
+
+mod doors;
+
+/// Takes any bytes; panics when a promise is broken.
+pub type Target = fn(&[u8]);
+
+/// What can be hunted, by name.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("infer-body", doors::infer_body),
+    ("infer-json", doors::infer_json),
+    ("path", doors::path),
+    ("tensor-json", doors::tensor_json),
+];
+
+/// The target of that name.
+pub fn target(name: &str) -> Option<Target> {
+    let found = TARGETS.iter().find(|(known, _)| *known == name);
+    found.map(|(_, function)| *function)
+}
