@@ -2,7 +2,8 @@
 //!
 //! The frames stay as the HTTP library read them. The JSON part is joined if it crosses a frame border;
 //! tensors are copied once, from the frames into the slot. Size is checked before anything is kept: from
-//! Content-Length at once, otherwise with each frame.
+//! Content-Length at once, otherwise with each frame. A compressed body is unpacked frame by frame, and the
+//! same limit holds for what came and for what it became.
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::{Body as _, Incoming};
 
+use super::coding::{Coding, Unpacker};
 use super::error::ApiError;
 
 /// A body that ends early with an error is read on up to this many bytes, so that a client which writes
@@ -24,8 +26,13 @@ pub struct Body {
     length: usize,
 }
 
-/// Reads a body of at most `limit` bytes within `time`.
-pub async fn gather(body: &mut Incoming, limit: u64, time: Duration) -> Result<Body, ApiError> {
+/// Reads a body of at most `limit` bytes within `time`, unpacking it if it is compressed.
+pub async fn gather(
+    body: &mut Incoming,
+    coding: Option<Coding>,
+    limit: u64,
+    time: Duration,
+) -> Result<Body, ApiError> {
     let too_large = || {
         ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -42,18 +49,37 @@ pub async fn gather(body: &mut Incoming, limit: u64, time: Duration) -> Result<B
             frames: Vec::new(),
             length: 0,
         };
+        let mut unpacker = coding.map(Unpacker::new);
+        let mut arrived = 0;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| {
-                ApiError::invalid(format!("the body did not arrive whole: {error}"))
+                ApiError::invalid(format!("the body did not arrive whole: {error}")).gone()
             })?;
-            let Ok(data) = frame.into_data() else {
+            let Ok(mut data) = frame.into_data() else {
                 continue;
             };
-            whole.length += data.len();
+            arrived += data.len();
+            if arrived as u64 > limit {
+                return Err(too_large());
+            }
+            let Some(unpacker) = &mut unpacker else {
+                whole.push(data);
+                continue;
+            };
+            while !data.is_empty() {
+                whole.push(unpacker.unpack(&mut data)?);
+                if whole.length as u64 > limit {
+                    return Err(too_large());
+                }
+                // One frame may swell a thousandfold; other callers share this thread.
+                tokio::task::yield_now().await;
+            }
+        }
+        if let Some(unpacker) = &mut unpacker {
+            whole.push(unpacker.finish()?);
             if whole.length as u64 > limit {
                 return Err(too_large());
             }
-            whole.push(data);
         }
         Ok(whole)
     };
@@ -100,6 +126,7 @@ impl Body {
     fn push(&mut self, data: Bytes) {
         /// Tiny frames (one byte per chunk) are joined, so that the list stays short.
         const JOIN_BELOW: usize = 4096;
+        self.length += data.len();
         if let Some(last) = self.frames.last_mut()
             && last.len() + data.len() <= JOIN_BELOW
         {
@@ -161,7 +188,6 @@ impl Body {
             length: 0,
         };
         for frame in frames {
-            body.length += frame.len();
             body.push(Bytes::copy_from_slice(frame));
         }
         body

@@ -1,11 +1,14 @@
 //! One connection, from its first byte to its last.
 //!
-//! HTTP/1.1 with keep-alive. Four limits of time apply: headers, bodies (in [`super::body`]), answers (a
-//! deadline, in `serving`) and idleness, which also ends a client that does not read its answer. While all
-//! places are taken, idleness is allowed no longer than a header.
+//! HTTP/1.1 with keep-alive, or HTTP/2 if the peer begins with its preface (agreed on in the TLS handshake, or
+//! known beforehand). Four limits of time apply: headers, bodies (in [`super::body`]), answers (a deadline, in
+//! `serving`) and idleness, which also ends a client that does not read its answer. While all places are
+//! taken, idleness is allowed no longer than a header. HTTP/2 has limits of its own: requests at once, the
+//! size of headers, bytes ahead of what is read, and cancelled requests ([`super::pulse`]).
 
 use std::convert::Infallible;
-use std::pin::pin;
+use std::io;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,19 +16,20 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use hyper::{Request, Response, Version};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 use tracing::Instrument;
 
 use super::auth::Gate;
-use super::body;
 use super::error::ApiError;
 use super::oip::{infer, metadata};
-use super::pulse::{Felt, Patience, Pulse, Verdict};
+use super::pulse::{Answering, Felt, Patience, Pulse, Verdict};
 use super::route::Route;
+use super::{body, coding};
 use crate::config::Config;
 use crate::serving::Engine;
 
@@ -56,6 +60,11 @@ impl ReadAhead {
     pub const NETWORK: Self = Self(64 << 10);
 }
 
+/// HTTP/2: requests that one connection may have open at once, and the bytes of all their bodies that it may
+/// send ahead.
+const MAX_STREAMS: u32 = 100;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
 struct Connection {
     shared: Arc<Shared>,
     gate: Gate,
@@ -64,7 +73,7 @@ struct Connection {
 
 /// Answers requests until either side has had enough.
 pub async fn serve<S>(
-    stream: S,
+    mut stream: S,
     gate: Gate,
     read_ahead: ReadAhead,
     shared: Arc<Shared>,
@@ -74,7 +83,14 @@ pub async fn serve<S>(
 {
     let limits = &shared.config.limits;
     let header = Duration::from_millis(limits.header_timeout_ms);
-    let idle = Duration::from_millis(limits.idle_timeout_ms);
+    let (http2, ahead) = tokio::select! {
+        biased;
+        first = tokio::time::timeout(header, begins_http2(&mut stream)) => match first {
+            Ok(Ok(first)) => first,
+            _ => return tracing::debug!("connection closed before its first request"),
+        },
+        _ = closing.wait_for(|state| *state != Closing::Open) => return,
+    };
     let pulse = Pulse::new();
     let connection = Arc::new(Connection {
         shared: Arc::clone(&shared),
@@ -84,50 +100,103 @@ pub async fn serve<S>(
     let service = service_fn(move |request| {
         let connection = Arc::clone(&connection);
         async move {
-            connection.pulse.request_began();
-            let response = connection.respond(request).await;
-            connection.pulse.request_ended();
-            Ok::<_, Infallible>(response)
+            let answering = connection.pulse.request(http2);
+            Ok::<_, Infallible>(connection.respond(request, answering).await)
         }
     });
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.max_header_size(limits.max_header_bytes)
-        .max_buf_size(read_ahead.0.max(limits.max_header_bytes))
-        // The watchdog below tells headers from idleness, which this timer does not.
-        .header_read_timeout(None);
-    let stream = TokioIo::new(Felt::new(stream, Arc::clone(&pulse)));
-    let mut work = pin!(http.serve_connection(stream, service));
-    let mut watchdog = pin!(tokio::time::sleep(header));
-    loop {
-        tokio::select! {
-            biased;
-            result = work.as_mut() => {
-                if let Err(error) = result {
-                    tracing::debug!(%error, "connection failed");
-                }
-                return;
-            }
-            () = watchdog.as_mut() => {
-                let crowded = shared.places.available_permits() == 0;
-                let idle = if crowded { header } else { idle };
-                match pulse.verdict(Patience { header, idle }) {
-                    Verdict::Later(time) => {
-                        // Never so soon that a connection at its limit keeps the processor busy.
-                        let time = time.max(Duration::from_millis(10));
-                        watchdog.as_mut().reset(tokio::time::Instant::now() + time);
+    let stream = TokioIo::new(Felt::new(stream, ahead, Arc::clone(&pulse)));
+    let watchdog = Watchdog {
+        shared: &shared,
+        pulse: &pulse,
+        closing,
+    };
+    if http2 {
+        let bytes = |count| u32::try_from(count).unwrap_or(u32::MAX);
+        let mut http = http2::Builder::new(TokioExecutor::new());
+        http.max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(bytes(limits.max_header_bytes))
+            .initial_stream_window_size(bytes(read_ahead.0))
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let work = pin!(http.serve_connection(stream, service));
+        watchdog
+            .over(work, http2::Connection::graceful_shutdown)
+            .await;
+    } else {
+        let mut http = http1::Builder::new();
+        http.max_header_size(limits.max_header_bytes)
+            .max_buf_size(read_ahead.0.max(limits.max_header_bytes))
+            // The watchdog tells headers from idleness, which this timer does not.
+            .header_read_timeout(None);
+        let work = pin!(http.serve_connection(stream, service));
+        watchdog
+            .over(work, http1::Connection::graceful_shutdown)
+            .await;
+    }
+}
+
+/// Whether the peer speaks HTTP/2 (RFC 9113, section 3.4), and the bytes that were read to know.
+async fn begins_http2(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(bool, Bytes)> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let mut first = [0; PREFACE.len()];
+    let mut read = 0;
+    while read < PREFACE.len() && first[..read] == PREFACE[..read] {
+        match stream.read(&mut first[read..]).await? {
+            0 => break,
+            count => read += count,
+        }
+    }
+    Ok((first == PREFACE, Bytes::copy_from_slice(&first[..read])))
+}
+
+/// Ends a connection that takes too long, or whose door closes.
+struct Watchdog<'a> {
+    shared: &'a Shared,
+    pulse: &'a Pulse,
+    closing: watch::Receiver<Closing>,
+}
+
+impl Watchdog<'_> {
+    /// Watches over `work` to its end; `wind_up` has it finish what has begun and no more.
+    async fn over<W: Future<Output = hyper::Result<()>>>(
+        mut self,
+        mut work: Pin<&mut W>,
+        wind_up: impl Fn(Pin<&mut W>),
+    ) {
+        let limits = &self.shared.config.limits;
+        let header = Duration::from_millis(limits.header_timeout_ms);
+        let idle = Duration::from_millis(limits.idle_timeout_ms);
+        let mut alarm = pin!(tokio::time::sleep(header));
+        loop {
+            tokio::select! {
+                biased;
+                result = work.as_mut() => {
+                    if let Err(error) = result {
+                        tracing::debug!(%error, "connection failed");
                     }
-                    over => {
-                        tracing::debug!(reason = ?over, "connection closed");
-                        return;
-                    }
-                }
-            }
-            changed = closing.changed() => {
-                let state = *closing.borrow_and_update();
-                if changed.is_err() || state == Closing::Now {
                     return;
                 }
-                work.as_mut().graceful_shutdown();
+                () = alarm.as_mut() => {
+                    let crowded = self.shared.places.available_permits() == 0;
+                    let idle = if crowded { header } else { idle };
+                    match self.pulse.verdict(Patience { header, idle }) {
+                        Verdict::Later(time) => {
+                            // Never so soon that a connection at its limit keeps the processor busy.
+                            let time = time.max(Duration::from_millis(10));
+                            alarm.as_mut().reset(tokio::time::Instant::now() + time);
+                        }
+                        over => {
+                            tracing::debug!(reason = ?over, "connection closed");
+                            return;
+                        }
+                    }
+                }
+                changed = self.closing.changed() => {
+                    let state = *self.closing.borrow_and_update();
+                    if changed.is_err() || state == Closing::Now {
+                        return;
+                    }
+                    wind_up(work.as_mut());
+                }
             }
         }
     }
@@ -135,9 +204,14 @@ pub async fn serve<S>(
 
 impl Connection {
     /// Answers one request; never fails, errors are answers too.
-    async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn respond(
+        &self,
+        request: Request<Incoming>,
+        answering: Answering,
+    ) -> Response<Full<Bytes>> {
         let arrival = Instant::now();
         let (parts, mut incoming) = request.into_parts();
+        let version = parts.version;
         let token = match self.gate.admit(&parts.headers) {
             Ok(token) => token,
             Err(error) => {
@@ -146,7 +220,7 @@ impl Connection {
                     "request refused: {}",
                     error.text
                 );
-                return refuse(error, &mut incoming).await;
+                return refuse(error, &mut incoming, version, answering).await;
             }
         };
         let span = tracing::debug_span!("request", path = parts.uri.path(), token);
@@ -155,6 +229,8 @@ impl Connection {
         match result {
             Ok(response) => {
                 tracing::debug!(parent: &span, status = response.status().as_u16(), "answered");
+                let response = coding::pack(response, &parts.headers).await;
+                answering.done();
                 response
             }
             Err(error) => {
@@ -164,7 +240,7 @@ impl Connection {
                 } else {
                     tracing::debug!(parent: &span, status, "not answered: {}", error.text);
                 }
-                refuse(error, &mut incoming).await
+                refuse(error, &mut incoming, version, answering).await
             }
         }
     }
@@ -205,8 +281,17 @@ impl Connection {
     }
 }
 
-/// Sends an error after the rest of the body, so that clients that write first get to read it.
-async fn refuse(mut error: ApiError, incoming: &mut Incoming) -> Response<Full<Bytes>> {
-    error.close |= !body::discard(incoming).await;
+/// Sends an error after the rest of the body, so that clients that write first get to read it. Over HTTP/2 the
+/// rest of one body is in nobody's way.
+async fn refuse(
+    mut error: ApiError,
+    incoming: &mut Incoming,
+    version: Version,
+    answering: Answering,
+) -> Response<Full<Bytes>> {
+    error.close = version != Version::HTTP_2 && (!body::discard(incoming).await || error.close);
+    if !error.gone {
+        answering.done();
+    }
     error.into_response()
 }

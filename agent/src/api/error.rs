@@ -9,7 +9,7 @@
 //! | wrong method (with `Allow`) | 405 |
 //! | the body did not arrive in time | 408 |
 //! | the body, or the tensors in it, are larger than allowed | 413 |
-//! | a compressed body | 415 |
+//! | a compression (`Content-Encoding`) other than gzip or deflate, with `Accept-Encoding` | 415 |
 //! | well-formed, and yet no answer: an input that crashed the worker twice, NaN or infinity asked for as JSON | 422 |
 //! | no free slot within the queue time (with `Retry-After`) | 429 |
 //! | more headers than allowed | 431 |
@@ -33,10 +33,12 @@ use crate::serving::ServeError;
 pub struct ApiError {
     pub status: StatusCode,
     pub text: String,
-    /// One more header: `Retry-After`, `Allow` or `WWW-Authenticate`.
+    /// One more header: `Retry-After`, `Allow`, `Accept-Encoding` or `WWW-Authenticate`.
     header: Option<(header::HeaderName, HeaderValue)>,
     /// The connection is of no further use (a body was left unread, the peer is not let in).
     pub close: bool,
+    /// The caller has gone and reads no answer.
+    pub gone: bool,
 }
 
 impl ApiError {
@@ -46,6 +48,7 @@ impl ApiError {
             text: text.into(),
             header: None,
             close: false,
+            gone: false,
         }
     }
 
@@ -58,27 +61,27 @@ impl ApiError {
     }
 
     pub fn method(allowed: &'static str) -> Self {
-        Self {
-            header: Some((header::ALLOW, HeaderValue::from_static(allowed))),
-            ..Self::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                format!("this path takes {allowed}"),
-            )
-        }
+        let text = format!("this path takes {allowed}");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, text)
+            .with_header(header::ALLOW, HeaderValue::from_static(allowed))
     }
 
     pub fn unauthenticated(text: impl Into<String>) -> Self {
-        Self {
-            header: Some((
-                header::WWW_AUTHENTICATE,
-                HeaderValue::from_static("Bearer realm=\"edgeward\""),
-            )),
-            ..Self::new(StatusCode::UNAUTHORIZED, text)
-        }
+        let challenge = HeaderValue::from_static("Bearer realm=\"edgeward\"");
+        Self::new(StatusCode::UNAUTHORIZED, text).with_header(header::WWW_AUTHENTICATE, challenge)
     }
 
-    pub fn retry_after(mut self, seconds: u64) -> Self {
-        self.header = Some((header::RETRY_AFTER, HeaderValue::from(seconds)));
+    pub fn retry_after(self, seconds: u64) -> Self {
+        self.with_header(header::RETRY_AFTER, HeaderValue::from(seconds))
+    }
+
+    pub fn with_header(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
+        self.header = Some((name, value));
+        self
+    }
+
+    pub fn gone(mut self) -> Self {
+        self.gone = true;
         self
     }
 

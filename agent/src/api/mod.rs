@@ -12,6 +12,7 @@
 mod accept;
 mod auth;
 pub mod body;
+pub mod coding;
 mod connection;
 mod decimal;
 pub mod error;

@@ -3,14 +3,18 @@
 //! One [`Pulse`] is shared by the stream (which sees bytes arrive), the service (which sees requests begin
 //! and end) and the connection's watchdog, so that a slow header and an idle connection each have a limit
 //! of their own at the price of two clock readings per request. Bodies and answers have their own limits.
+//!
+//! Over HTTP/2 requests overlap, and bytes between them are no header (pings, windows): there a connection is
+//! idle from the end of its last request on. A peer that begins requests only to cancel them is cut off.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Time a connection may spend in each state.
@@ -25,7 +29,15 @@ pub struct Patience {
 pub struct Pulse {
     start: Instant,
     state: AtomicU64,
+    /// Requests that are being answered.
+    active: AtomicU32,
+    multiplexed: AtomicBool,
+    /// Requests that were cancelled, less those that were answered.
+    cancelled: AtomicU32,
 }
+
+/// So many cancelled requests more than answered ones end a connection.
+const MAX_CANCELLED: u32 = 100;
 
 const IDLE: u64 = 0;
 const HEADER: u64 = 1;
@@ -48,6 +60,9 @@ impl Pulse {
         Arc::new(Self {
             start: Instant::now(),
             state: AtomicU64::new(HEADER),
+            active: AtomicU32::new(0),
+            multiplexed: AtomicBool::new(false),
+            cancelled: AtomicU32::new(0),
         })
     }
 
@@ -57,19 +72,39 @@ impl Pulse {
     }
 
     fn bytes_came(&self) {
-        if self.state.load(Ordering::Relaxed) & 3 == IDLE {
+        if self.state.load(Ordering::Relaxed) & 3 == IDLE
+            && !self.multiplexed.load(Ordering::Relaxed)
+        {
             self.set(HEADER);
         }
     }
 
-    /// A request's headers are complete.
-    pub fn request_began(&self) {
+    /// A request's headers are complete. It is over when the result is dropped.
+    pub fn request(self: &Arc<Self>, multiplexed: bool) -> Answering {
+        self.multiplexed.store(multiplexed, Ordering::Relaxed);
+        self.active.fetch_add(1, Ordering::Relaxed);
         self.state.store(BUSY, Ordering::Relaxed);
+        Answering {
+            pulse: Arc::clone(self),
+            answered: false,
+        }
     }
 
-    /// Its answer is on the way.
-    pub fn request_ended(&self) {
-        self.set(IDLE);
+    fn request_ended(&self, answered: bool) {
+        let cancelled = self.cancelled.load(Ordering::Relaxed);
+        let cancelled = if answered {
+            cancelled.saturating_sub(1)
+        } else {
+            cancelled.saturating_add(1)
+        };
+        self.cancelled.store(cancelled, Ordering::Relaxed);
+        if self.active.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.set(IDLE);
+        }
+    }
+
+    fn flooded(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed) > MAX_CANCELLED
     }
 
     pub fn verdict(&self, patience: Patience) -> Verdict {
@@ -91,15 +126,41 @@ impl Pulse {
     }
 }
 
+/// A request that is being answered. Dropped without [`Answering::done`]: it was cancelled.
+#[derive(Debug)]
+pub struct Answering {
+    pulse: Arc<Pulse>,
+    answered: bool,
+}
+
+impl Answering {
+    /// The answer is on the way.
+    pub fn done(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.pulse.request_ended(self.answered);
+    }
+}
+
 /// A stream that tells the pulse when bytes arrive.
 pub struct Felt<S> {
     stream: S,
     pulse: Arc<Pulse>,
+    /// What was read of the stream before, to be read again.
+    ahead: Bytes,
 }
 
 impl<S> Felt<S> {
-    pub fn new(stream: S, pulse: Arc<Pulse>) -> Self {
-        Self { stream, pulse }
+    pub fn new(stream: S, ahead: Bytes, pulse: Arc<Pulse>) -> Self {
+        Self {
+            stream,
+            pulse,
+            ahead,
+        }
     }
 }
 
@@ -109,6 +170,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Felt<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.pulse.flooded() {
+            let text = "the peer cancels its requests instead of waiting for answers";
+            return Poll::Ready(Err(io::Error::other(text)));
+        }
+        if !self.ahead.is_empty() {
+            let count = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
         if buffer.filled().len() > before {
@@ -163,12 +233,12 @@ mod tests {
             pulse.verdict(patience(long, none)),
             Verdict::Later(_)
         ));
-        pulse.request_began();
+        let request = pulse.request(false);
         assert!(matches!(
             pulse.verdict(patience(none, none)),
             Verdict::Later(_)
         ));
-        pulse.request_ended();
+        request.done();
         assert_eq!(pulse.verdict(patience(long, none)), Verdict::Idle);
         assert!(matches!(
             pulse.verdict(patience(none, long)),
@@ -177,11 +247,40 @@ mod tests {
         pulse.bytes_came();
         assert_eq!(pulse.verdict(patience(none, long)), Verdict::SlowHeader);
         // Bytes of a body do not turn an answer into a header.
-        pulse.request_began();
+        let _request = pulse.request(false);
         pulse.bytes_came();
         assert!(matches!(
             pulse.verdict(patience(none, none)),
             Verdict::Later(_)
         ));
+    }
+
+    #[test]
+    fn requests_that_overlap_keep_a_connection_busy_and_pings_do_not() {
+        let none = Patience {
+            header: Duration::ZERO,
+            idle: Duration::ZERO,
+        };
+        let pulse = Pulse::new();
+        let (first, second) = (pulse.request(true), pulse.request(true));
+        first.done();
+        assert!(matches!(pulse.verdict(none), Verdict::Later(_)));
+        second.done();
+        pulse.bytes_came();
+        assert_eq!(pulse.verdict(none), Verdict::Idle);
+    }
+
+    #[test]
+    fn a_peer_that_only_cancels_is_cut_off() {
+        let pulse = Pulse::new();
+        for _ in 0..1000 {
+            drop(pulse.request(true));
+            pulse.request(true).done();
+        }
+        assert!(!pulse.flooded(), "every other request was answered");
+        for _ in 0..=MAX_CANCELLED {
+            drop(pulse.request(true));
+        }
+        assert!(pulse.flooded());
     }
 }

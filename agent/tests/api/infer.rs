@@ -5,12 +5,12 @@ use serde_json::{Value, json};
 use crate::client::Reply;
 use crate::device::{Device, INFER, assert_close, floats, golden, read_floats};
 
-fn image(data: Value) -> Value {
+pub fn image(data: Value) -> Value {
     json!({"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 8, 8, 1], "data": data}]})
 }
 
 /// A binary request for `digits`.
-fn binary(outputs: Value) -> (Vec<u8>, String) {
+pub fn binary(outputs: Value) -> (Vec<u8>, String) {
     let (input, _) = golden("digits-1.0.0");
     let mut json = json!({"inputs": [{
         "name": "image", "datatype": "FP32", "shape": [1, 8, 8, 1], "parameters": {"binary_data_size": 256},
@@ -24,7 +24,7 @@ fn binary(outputs: Value) -> (Vec<u8>, String) {
     (body, length)
 }
 
-fn json_values(reply: &Reply) -> Vec<f64> {
+pub fn json_values(reply: &Reply) -> Vec<f64> {
     let json = reply.json();
     let data = json["outputs"][0]["data"].as_array().expect("data");
     data.iter().map(|v| v.as_f64().expect("number")).collect()
@@ -326,10 +326,6 @@ async fn every_wrong_request_is_a_400_that_names_the_tensor_and_what_was_expecte
         assert_eq!(reply.status, 400, "{header}: {error}");
         assert!(error.contains(says), "{header}: {error}");
     }
-    let headers = [("Content-Encoding", "gzip")];
-    let reply = client.ask("POST", INFER, &headers, b"xyz").await;
-    assert_eq!(reply.status, 415, "{}", reply.error());
-
     // After all that the same connection still answers.
     let body = image(json!(golden("digits-1.0.0").0)).to_string();
     assert_eq!(client.post(INFER, body).await.status, 200);

@@ -2,9 +2,11 @@
 
 mod activation;
 mod client;
+mod coding;
 mod commands;
 mod device;
 mod hostile;
+mod http2;
 mod infer;
 mod limits;
 mod overload;

@@ -52,14 +52,14 @@ impl Authority {
 }
 
 /// Authorities of server and clients, with the server's files in a directory.
-struct Site {
+pub struct Site {
     server: Authority,
     clients: Authority,
     directory: tempfile::TempDir,
 }
 
 impl Site {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let site = Self {
             server: Authority::new("server CA"),
             clients: Authority::new("client CA"),
@@ -74,11 +74,11 @@ impl Site {
         site
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    pub fn path(&self, name: &str) -> std::path::PathBuf {
         self.directory.path().join(name)
     }
 
-    fn door(&self) -> TlsDoor {
+    pub fn door(&self) -> TlsDoor {
         TlsDoor {
             listen: ([127, 0, 0, 1], 0).into(),
             certificate: self.path("server.pem"),
@@ -90,7 +90,7 @@ impl Site {
         }
     }
 
-    fn client_certificate(&self) -> (String, String) {
+    pub fn client_certificate(&self) -> (String, String) {
         self.clients
             .sign("pacs", ExtendedKeyUsagePurpose::ClientAuth)
     }
@@ -103,7 +103,7 @@ fn token() -> Token {
     }
 }
 
-async fn device(door: TlsDoor) -> Device {
+pub async fn device(door: TlsDoor) -> Device {
     let device = Device::start(|config| config.tls = Some(door)).await;
     device.serve("digits-1.0.0", |_| {}).await;
     device
@@ -144,6 +144,17 @@ async fn connect(
     certificate: Option<&(String, String)>,
     versions: &[&'static rustls::SupportedProtocolVersion],
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    connect_offering(device, site, certificate, versions, &[]).await
+}
+
+/// Connects, offering these protocols.
+pub async fn connect_offering(
+    device: &Device,
+    site: &Site,
+    certificate: Option<&(String, String)>,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    protocols: &[&str],
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     let root = CertificateDer::from_pem_slice(site.server.pem.as_bytes()).expect("PEM");
     roots.add(root).expect("root");
@@ -152,7 +163,7 @@ async fn connect(
         .with_protocol_versions(versions)
         .expect("versions")
         .with_root_certificates(roots);
-    let config = match certificate {
+    let mut config = match certificate {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => builder
             .with_client_auth_cert(
@@ -161,6 +172,7 @@ async fn connect(
             )
             .expect("certificate"),
     };
+    config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
     let stream = TcpStream::connect(device.tls.expect("TLS door")).await?;
     let name = ServerName::try_from("localhost").expect("name");
     TlsConnector::from(Arc::new(config))

@@ -24,6 +24,7 @@ use super::inputs::{self, Fill};
 use super::reply::{self, HEADER_LENGTH, Wish};
 use super::request::{Content, InferRequest};
 use crate::api::body::{self, Body};
+use crate::api::coding::Coding;
 use crate::api::error::ApiError;
 use crate::config::Limits;
 use crate::serving::{Request, ServeError, Served};
@@ -47,19 +48,12 @@ pub async fn infer(
     // Asked twice: an unknown model is told before its body is read, and a slow body does not keep a version
     // alive that was replaced meanwhile.
     drop(resolve()?);
-    if let Some(coding) = headers.get(hyper::header::CONTENT_ENCODING)
-        && coding != "identity"
-    {
-        return Err(ApiError::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "compressed bodies are not taken: send it without Content-Encoding",
-        ));
-    }
+    let coding = Coding::of_body(headers)?;
     let json_length = number_header(headers, HEADER_LENGTH)?;
     let asked = asked_timeout(headers, limits)?;
     let patience = Duration::from_millis(limits.body_timeout_ms);
     let body_time = asked.map_or(patience, |asked| asked.min(patience));
-    let body = body::gather(incoming, limits.max_body_bytes, body_time)
+    let body = body::gather(incoming, coding, limits.max_body_bytes, body_time)
         .await
         .map_err(|error| match asked {
             // The caller's own deadline, not ours, cut the body off.

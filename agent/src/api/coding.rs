@@ -1,0 +1,374 @@
+//! Content codings: compressed bodies in, compressed answers out (RFC 9110, section 8.4.1).
+//!
+//! gzip and deflate, which Triton's clients send and ask for; `deflate` is the zlib format, as the standard
+//! says. [`Unpacker`] yields a body piece by piece, so that whoever gathers it can stop at the limit: a body
+//! that swells a thousandfold costs no more memory than that limit, and other callers get their turn between
+//! two pieces. An answer is compressed only when the caller asks, when it is large enough to gain by it, and fast
+//! rather than small.
+
+use std::io::{self, Write};
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::{GzDecoder, GzEncoder, ZlibDecoder, ZlibEncoder};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Body as _;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::{Response, StatusCode};
+
+use super::error::ApiError;
+
+/// What is said of a body that cannot be taken.
+const KNOWN: &str = "gzip, deflate";
+/// Shorter answers are sent as they are: compression would cost more than it saves.
+const WORTHWHILE: u64 = 1024;
+/// Longer ones are compressed on a thread of their own.
+const LONG: u64 = 64 << 10;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coding {
+    Gzip,
+    Deflate,
+}
+
+impl Coding {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip",
+            Self::Deflate => "deflate",
+        }
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        if name.eq_ignore_ascii_case("gzip") || name.eq_ignore_ascii_case("x-gzip") {
+            Some(Self::Gzip)
+        } else if name.eq_ignore_ascii_case("deflate") {
+            Some(Self::Deflate)
+        } else {
+            None
+        }
+    }
+
+    /// How the body of a request is compressed; 415 if in a way that is not understood here.
+    pub fn of_body(headers: &HeaderMap) -> Result<Option<Self>, ApiError> {
+        let mut found = None;
+        for value in headers.get_all(header::CONTENT_ENCODING) {
+            for name in value.to_str().unwrap_or("?").split(',').map(str::trim) {
+                match Self::named(name) {
+                    _ if name.is_empty() || name.eq_ignore_ascii_case("identity") => {}
+                    Some(coding) if found.is_none() => found = Some(coding),
+                    Some(_) => return Err(unsupported("more than one".to_owned())),
+                    None => return Err(unsupported(format!("{name:?}"))),
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// How the caller would like the answer compressed (RFC 9110, section 12.5.3); gzip if all is one to it.
+    pub fn wanted(headers: &HeaderMap) -> Option<Self> {
+        let mut weights = [None; 2];
+        let mut others = None;
+        for value in headers.get_all(header::ACCEPT_ENCODING) {
+            for part in value.to_str().unwrap_or_default().split(',') {
+                let (name, parameter) = part.split_once(';').unwrap_or((part, ""));
+                let weight = weight(parameter);
+                match Self::named(name.trim()) {
+                    Some(coding) => weights[coding as usize] = Some(weight),
+                    None if name.trim() == "*" => others = Some(weight),
+                    None => {}
+                }
+            }
+        }
+        let weight_of = |coding: Self| weights[coding as usize].or(others).unwrap_or(0.0);
+        let (gzip, deflate) = (weight_of(Self::Gzip), weight_of(Self::Deflate));
+        match gzip.max(deflate) {
+            best if best <= 0.0 => None,
+            best if best == gzip => Some(Self::Gzip),
+            _ => Some(Self::Deflate),
+        }
+    }
+}
+
+/// The weight of `q=…`; what is no weight counts as none.
+fn weight(parameter: &str) -> f32 {
+    match parameter.trim().split_once('=') {
+        None => 1.0,
+        Some((name, value)) if name.trim().eq_ignore_ascii_case("q") => {
+            value.trim().parse().unwrap_or(0.0)
+        }
+        Some(_) => 0.0,
+    }
+}
+
+fn unsupported(what: String) -> ApiError {
+    let text = format!(
+        "a body with Content-Encoding {what} is not taken: this server understands one of {KNOWN}"
+    );
+    ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text)
+        .with_header(header::ACCEPT_ENCODING, HeaderValue::from_static(KNOWN))
+}
+
+/// Why a compressed body cannot be unpacked.
+#[derive(Debug, thiserror::Error)]
+#[error("the body is not the {coding} that its Content-Encoding says: {what}")]
+pub struct Corrupt {
+    coding: &'static str,
+    what: String,
+}
+
+impl From<Corrupt> for ApiError {
+    fn from(corrupt: Corrupt) -> Self {
+        Self::invalid(corrupt.to_string())
+    }
+}
+
+/// Unpacks a body as its parts come in.
+pub struct Unpacker {
+    coding: Coding,
+    decoder: Decoder,
+}
+
+enum Decoder {
+    Gzip(GzDecoder<Vec<u8>>),
+    Deflate(ZlibDecoder<Vec<u8>>),
+}
+
+impl Unpacker {
+    pub fn new(coding: Coding) -> Self {
+        let decoder = match coding {
+            Coding::Gzip => Decoder::Gzip(GzDecoder::new(Vec::new())),
+            Coding::Deflate => Decoder::Deflate(ZlibDecoder::new(Vec::new())),
+        };
+        Self { coding, decoder }
+    }
+
+    /// Takes some bytes off the front of `packed`; what they unpack to is a few ten thousand bytes at most.
+    pub fn unpack(&mut self, packed: &mut Bytes) -> Result<Bytes, Corrupt> {
+        let taken = match &mut self.decoder {
+            Decoder::Gzip(decoder) => decoder.write(packed),
+            Decoder::Deflate(decoder) => decoder.write(packed),
+        };
+        match taken {
+            Ok(0) if !packed.is_empty() => Err(self.corrupt("something follows its end")),
+            Ok(taken) => {
+                let _ = packed.split_to(taken);
+                Ok(self.output())
+            }
+            Err(error) => Err(self.corrupt(error)),
+        }
+    }
+
+    /// The last bytes, once all was taken in.
+    pub fn finish(&mut self) -> Result<Bytes, Corrupt> {
+        let finished = match &mut self.decoder {
+            Decoder::Gzip(decoder) => decoder.try_finish(),
+            Decoder::Deflate(decoder) => decoder.try_finish(),
+        };
+        match finished {
+            Ok(()) => Ok(self.output()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(self.corrupt("it ends too early"))
+            }
+            Err(error) => Err(self.corrupt(error)),
+        }
+    }
+
+    fn output(&mut self) -> Bytes {
+        let output = match &mut self.decoder {
+            Decoder::Gzip(decoder) => decoder.get_mut(),
+            Decoder::Deflate(decoder) => decoder.get_mut(),
+        };
+        std::mem::take(output).into()
+    }
+
+    fn corrupt(&self, what: impl ToString) -> Corrupt {
+        Corrupt {
+            coding: self.coding.name(),
+            what: what.to_string(),
+        }
+    }
+}
+
+/// Compresses an answer if its caller asked for it and it is worth the time.
+pub async fn pack(response: Response<Full<Bytes>>, request: &HeaderMap) -> Response<Full<Bytes>> {
+    if response.body().size_hint().lower() < WORTHWHILE {
+        return response;
+    }
+    let Some(coding) = Coding::wanted(request) else {
+        return response;
+    };
+    let (mut parts, body) = response.into_parts();
+    let Ok(body) = body.collect().await;
+    let plain = body.to_bytes();
+    let packed = if plain.len() as u64 > LONG {
+        let plain = plain.clone();
+        tokio::task::spawn_blocking(move || packed(coding, &plain))
+            .await
+            .ok()
+    } else {
+        Some(packed(coding, &plain))
+    };
+    parts
+        .headers
+        .insert(header::VARY, header::ACCEPT_ENCODING.into());
+    let body = match packed {
+        Some(Ok(packed)) if packed.len() < plain.len() => {
+            let name = HeaderValue::from_static(coding.name());
+            parts.headers.insert(header::CONTENT_ENCODING, name);
+            packed.into()
+        }
+        // It does not shrink.
+        _ => plain,
+    };
+    Response::from_parts(parts, Full::new(body))
+}
+
+fn packed(coding: Coding, plain: &[u8]) -> io::Result<Vec<u8>> {
+    let level = Compression::fast();
+    let out = Vec::with_capacity(plain.len() / 2);
+    match coding {
+        Coding::Gzip => {
+            let mut encoder = GzEncoder::new(out, level);
+            encoder.write_all(plain)?;
+            encoder.finish()
+        }
+        Coding::Deflate => {
+            let mut encoder = ZlibEncoder::new(out, level);
+            encoder.write_all(plain)?;
+            encoder.finish()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::header::HeaderName;
+    use proptest::prelude::*;
+
+    fn headers(name: HeaderName, values: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(name.clone(), value.parse().expect("value"));
+        }
+        headers
+    }
+
+    fn unpack(coding: Coding, packed: &[u8], step: usize) -> Result<Vec<u8>, Corrupt> {
+        let mut unpacker = Unpacker::new(coding);
+        let mut out = Vec::new();
+        for part in packed.chunks(step) {
+            let mut part = Bytes::copy_from_slice(part);
+            while !part.is_empty() {
+                out.extend(unpacker.unpack(&mut part)?);
+            }
+        }
+        out.extend(unpacker.finish()?);
+        Ok(out)
+    }
+
+    #[test]
+    fn a_body_has_one_coding_that_is_known_or_none() {
+        let coding = |values: &[&str]| {
+            Coding::of_body(&headers(header::CONTENT_ENCODING, values)).map_err(|e| e.status)
+        };
+        assert_eq!(coding(&[]), Ok(None));
+        assert_eq!(coding(&["identity"]), Ok(None));
+        assert_eq!(coding(&["GZip"]), Ok(Some(Coding::Gzip)));
+        assert_eq!(coding(&["x-gzip"]), Ok(Some(Coding::Gzip)));
+        assert_eq!(coding(&["identity, deflate"]), Ok(Some(Coding::Deflate)));
+        for wrong in [
+            &["br"][..],
+            &["gzip, gzip"],
+            &["gzip", "deflate"],
+            &["gzip;q=1"],
+        ] {
+            assert_eq!(
+                coding(wrong),
+                Err(StatusCode::UNSUPPORTED_MEDIA_TYPE),
+                "{wrong:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn answers_are_coded_as_the_caller_weighs_it() {
+        for (accepted, coding) in [
+            ("gzip", Some(Coding::Gzip)),
+            ("deflate", Some(Coding::Deflate)),
+            ("gzip, deflate, br", Some(Coding::Gzip)),
+            ("gzip;q=0.5, deflate", Some(Coding::Deflate)),
+            ("gzip;q=0, *;q=0.1", Some(Coding::Deflate)),
+            ("*", Some(Coding::Gzip)),
+            ("gzip;q=0", None),
+            ("gzip;q=x", None),
+            ("br", None),
+            ("identity", None),
+            ("", None),
+        ] {
+            let headers = headers(header::ACCEPT_ENCODING, &[accepted]);
+            assert_eq!(Coding::wanted(&headers), coding, "{accepted}");
+        }
+        assert_eq!(Coding::wanted(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn what_is_cut_off_spoilt_or_followed_by_more_is_refused() {
+        let plain = b"tensor ".repeat(100);
+        for coding in [Coding::Gzip, Coding::Deflate] {
+            let whole = packed(coding, &plain).expect("packed");
+            for length in 0..whole.len() {
+                assert!(
+                    unpack(coding, &whole[..length], 7).is_err(),
+                    "{coding:?} {length}"
+                );
+            }
+            // The checksum stands at the end.
+            let mut spoilt = whole.clone();
+            let at = spoilt.len() - 2;
+            spoilt[at] ^= 1;
+            assert!(unpack(coding, &spoilt, 7).is_err(), "{coding:?}");
+            let followed = [&whole[..], b"x"].concat();
+            for step in [7, followed.len()] {
+                assert!(unpack(coding, &followed, step).is_err(), "{coding:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_piece_is_large_however_much_a_body_swells() {
+        for coding in [Coding::Gzip, Coding::Deflate] {
+            let mut bomb: Bytes = packed(coding, &vec![0; 64 << 20]).expect("packed").into();
+            assert!(bomb.len() < 1 << 20, "{}", bomb.len());
+            let mut unpacker = Unpacker::new(coding);
+            let mut total = 0;
+            while !bomb.is_empty() {
+                let piece = unpacker.unpack(&mut bomb).expect("piece").len();
+                assert!(piece <= 128 << 10, "{piece}");
+                total += piece;
+            }
+            total += unpacker.finish().expect("end").len();
+            assert_eq!(total, 64 << 20);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_unpacks_whatever_its_parts(
+            plain in proptest::collection::vec(0u8..4, 0..100_000), step in 1usize..5000,
+        ) {
+            for coding in [Coding::Gzip, Coding::Deflate] {
+                let packed = packed(coding, &plain).expect("packed");
+                prop_assert_eq!(&unpack(coding, &packed, step).expect("unpacked"), &plain);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_unpacked_or_refused_in_peace(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            for coding in [Coding::Gzip, Coding::Deflate] {
+                let _ = unpack(coding, &bytes, 50);
+            }
+        }
+    }
+}
