@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::{Body as _, Incoming};
+use hyper::header::{self, HeaderMap};
 
 use super::coding::{Coding, Unpacker};
 use super::error::ApiError;
@@ -24,6 +25,22 @@ const LINGER_TIME: Duration = Duration::from_millis(500);
 pub struct Body {
     frames: Vec<Bytes>,
     length: usize,
+}
+
+/// Refuses a body that travels in a form which the HTTP library passes on as it is: it undoes `chunked`, once,
+/// and leaves any other transfer coding before that to us.
+pub fn check_transfer(headers: &HeaderMap) -> Result<(), ApiError> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let plain = codings
+        .next()
+        .is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    if plain && codings.next().is_none() {
+        return Ok(());
+    }
+    Err(ApiError::invalid(
+        "Transfer-Encoding must be \"chunked\" and nothing else: a compressed body says so in Content-Encoding",
+    )
+    .closing())
 }
 
 /// Reads a body of at most `limit` bytes within `time`, unpacking it if it is compressed.
@@ -93,13 +110,13 @@ pub async fn gather(
 }
 
 /// Reads and forgets what is left of a body after an early answer. `true`: all of it is gone, and the
-/// connection may be used again.
-pub async fn discard(body: &mut Incoming) -> bool {
+/// connection may be used again. `asks_first`: the client may be waiting for "100 Continue", which reading on
+/// would send.
+pub async fn discard(body: &mut Incoming, asks_first: bool) -> bool {
     if body.is_end_stream() {
         return true;
     }
-    // A client that waits for "100 Continue" must not be told to go on.
-    if body.size_hint().lower() > LINGER_BYTES as u64 {
+    if asks_first || body.size_hint().lower() > LINGER_BYTES as u64 {
         return false;
     }
     let drain = async {

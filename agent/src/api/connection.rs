@@ -16,6 +16,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
@@ -211,7 +212,6 @@ impl Connection {
     ) -> Response<Full<Bytes>> {
         let arrival = Instant::now();
         let (parts, mut incoming) = request.into_parts();
-        let version = parts.version;
         let token = match self.gate.admit(&parts.headers) {
             Ok(token) => token,
             Err(error) => {
@@ -220,7 +220,7 @@ impl Connection {
                     "request refused: {}",
                     error.text
                 );
-                return refuse(error, &mut incoming, version, answering).await;
+                return refuse(error, &parts, &mut incoming, answering).await;
             }
         };
         let span = tracing::debug_span!("request", path = parts.uri.path(), token);
@@ -240,14 +240,14 @@ impl Connection {
                 } else {
                     tracing::debug!(parent: &span, status, "not answered: {}", error.text);
                 }
-                refuse(error, &mut incoming, version, answering).await
+                refuse(error, &parts, &mut incoming, answering).await
             }
         }
     }
 
     async fn answer(
         &self,
-        parts: &hyper::http::request::Parts,
+        parts: &Parts,
         incoming: &mut Incoming,
         arrival: Instant,
     ) -> Result<Response<Full<Bytes>>, ApiError> {
@@ -285,11 +285,13 @@ impl Connection {
 /// rest of one body is in nobody's way.
 async fn refuse(
     mut error: ApiError,
+    parts: &Parts,
     incoming: &mut Incoming,
-    version: Version,
     answering: Answering,
 ) -> Response<Full<Bytes>> {
-    error.close = version != Version::HTTP_2 && (!body::discard(incoming).await || error.close);
+    let asks_first = parts.headers.contains_key(header::EXPECT);
+    error.close = parts.version != Version::HTTP_2
+        && (!body::discard(incoming, asks_first).await || error.close);
     if !error.gone {
         answering.done();
     }

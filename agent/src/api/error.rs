@@ -17,8 +17,8 @@
 //! | not ready, or the worker died while it ran the request (with `Retry-After`) | 503 |
 //! | the deadline passed | 504 |
 //!
-//! What is so broken that no request can be made out of it is answered by the HTTP library alone: 400, 414
-//! or 431 without a body.
+//! What is so broken that no request can be made out of it is 400, 414 or 431 in the same shape
+//! ([`super::refusal`]), and the connection ends. Over HTTP/2 the library may reset the stream instead.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -82,6 +82,7 @@ impl ApiError {
 
     pub fn gone(mut self) -> Self {
         self.gone = true;
+        self.close = true;
         self
     }
 
@@ -91,8 +92,7 @@ impl ApiError {
     }
 
     pub fn into_response(self) -> Response<Full<Bytes>> {
-        let body = serde_json::json!({ "error": self.text }).to_string();
-        let mut response = Response::new(Full::new(Bytes::from(body)));
+        let mut response = Response::new(Full::new(Bytes::from(body(&self.text))));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(
@@ -107,6 +107,11 @@ impl ApiError {
         }
         response
     }
+}
+
+/// The body of every error.
+pub fn body(text: &str) -> String {
+    serde_json::json!({ "error": text }).to_string()
 }
 
 impl From<JsonError> for ApiError {

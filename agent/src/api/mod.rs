@@ -21,6 +21,7 @@ pub mod numbers;
 pub mod oip;
 pub mod peers;
 mod pulse;
+mod refusal;
 pub mod route;
 pub mod tls;
 pub mod unix;

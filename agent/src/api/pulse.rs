@@ -11,11 +11,13 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::refusal;
 
 /// Time a connection may spend in each state.
 #[derive(Debug, Clone, Copy)]
@@ -152,6 +154,8 @@ pub struct Felt<S> {
     pulse: Arc<Pulse>,
     /// What was read of the stream before, to be read again.
     ahead: Bytes,
+    /// What is to be written in place of something that counts as written.
+    owed: Bytes,
 }
 
 impl<S> Felt<S> {
@@ -160,7 +164,34 @@ impl<S> Felt<S> {
             stream,
             pulse,
             ahead,
+            owed: Bytes::new(),
         }
+    }
+
+    /// Whether `bytes` are the library's own refusal, for which a better one is now owed.
+    fn replaces(&mut self, bytes: &[u8]) -> bool {
+        // No request has been made out of what came last.
+        let refused = self.pulse.state.load(Ordering::Relaxed) & 3 == HEADER;
+        match refused.then(|| refusal::spelled_out(bytes)).flatten() {
+            Some(refusal) => {
+                self.owed = refusal.into();
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Felt<S> {
+    fn poll_owed(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.owed.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(context, &self.owed))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            let _ = self.owed.split_to(written);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -194,6 +225,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Felt<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.replaces(bytes) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        ready!(self.poll_owed(context))?;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -202,6 +237,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Felt<S> {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [only] = parts
+            && self.replaces(only)
+        {
+            return Poll::Ready(Ok(only.len()));
+        }
+        ready!(self.poll_owed(context))?;
         Pin::new(&mut self.stream).poll_write_vectored(context, parts)
     }
 
@@ -210,10 +251,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Felt<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_owed(context))?;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_owed(context))?;
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

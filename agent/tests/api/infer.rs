@@ -278,6 +278,13 @@ async fn every_wrong_request_is_a_400_that_names_the_tensor_and_what_was_expecte
         (with(&|i| i["shape"] = json!([8, 8, 1])), vec!["image", "[-1, 8, 8, 1]", "[8, 8, 1]"]),
         (with(&|i| i["shape"] = json!([0, 8, 8, 1])), vec!["image", "[-1, 8, 8, 1]"]),
         (with(&|i| i["shape"] = json!([1, 8, 9, 1])), vec!["image", "[1, 8, 9, 1]"]),
+        // Products beyond 64 bits, of elements and of bytes.
+        (with(&|i| i["shape"] = json!([1u64 << 58, 8, 8, 1])), vec!["image", "more bytes than can be counted"]),
+        (with(&|i| i["shape"] = json!([1u64 << 56, 8, 8, 1])), vec!["image", "more bytes than can be counted"]),
+        (with(&|i| i["shape"] = json!([u64::MAX, 8, 8, 1])), vec!["image"]),
+        (with(&|i| i["shape"] = json!([1, 1u64 << 63, 1u64 << 63, 1])), vec!["image", "[-1, 8, 8, 1]"]),
+        (with(&|i| { i["shape"] = json!([1u64 << 56, 8, 8, 1]); i.as_object_mut().expect("input").remove("data");
+            i["parameters"] = json!({"binary_data_size": u64::MAX}); }), vec!["bytes"]),
         (with(&|i| i["data"] = json!(vec![0; 63])), vec!["image", "63", "64"]),
         (with(&|i| i["data"] = json!(vec![0; 65])), vec!["image", "64"]),
         (with(&|i| i["data"] = json!("text")), vec!["array"]),

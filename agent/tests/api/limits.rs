@@ -77,6 +77,7 @@ async fn headers_too_large_are_431() {
         .ask("GET", "/v2/health/live", &[("X-Long", &long)], b"")
         .await;
     assert_eq!(reply.status, 431);
+    assert!(reply.error().contains("headers"), "{}", reply.error());
     assert_eq!(
         device.client().await.get("/v2/health/live").await.status,
         200
@@ -169,6 +170,34 @@ async fn connections_beyond_the_limit_wait_for_a_place() {
     );
     drop(first);
     assert_eq!(third.reply().await.expect("answer").status, 200);
+    device.close().await;
+}
+
+#[tokio::test]
+async fn five_hundred_idle_connections_keep_nobody_from_being_served() {
+    let device = small(|limits| limits.header_timeout_ms = 30_000).await;
+    let mut idle = Vec::new();
+    for number in 0..500 {
+        let mut client = device.client().await;
+        // Some have never said a word, some half a one, some have been served.
+        match number % 3 {
+            0 => {}
+            1 => client.send("GET /v2 HTTP/1.1\r\nHo").await,
+            _ => assert_eq!(client.get("/v2").await.status, 200),
+        }
+        idle.push(client);
+    }
+    let begun = Instant::now();
+    let mut client = device.client().await;
+    for _ in 0..100 {
+        assert_eq!(client.get("/v2/health/live").await.status, 200);
+    }
+    let spent = begun.elapsed();
+    assert!(spent < Duration::from_secs(5), "{spent:?}");
+    for mut client in idle.into_iter().skip(1).step_by(3) {
+        client.send("st: x\r\n\r\n").await;
+        assert_eq!(client.reply().await.expect("answer").status, 200);
+    }
     device.close().await;
 }
 

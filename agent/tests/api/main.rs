@@ -11,4 +11,5 @@ mod infer;
 mod limits;
 mod overload;
 mod peers;
+mod smuggling;
 mod tls;

@@ -48,6 +48,7 @@ pub async fn infer(
     // Asked twice: an unknown model is told before its body is read, and a slow body does not keep a version
     // alive that was replaced meanwhile.
     drop(resolve()?);
+    body::check_transfer(headers)?;
     let coding = Coding::of_body(headers)?;
     let json_length = number_header(headers, HEADER_LENGTH)?;
     let asked = asked_timeout(headers, limits)?;
