@@ -68,12 +68,15 @@ if [ "${1:-}" = --tests ]; then
     # Python packages in an environment of their own: Debian's Python takes none from pip.
     environment=${CARGO_TARGET_DIR:-target}/python
     wanted=tests/python/requirements.txt
-    if ! cmp -s "$wanted" "$environment/requirements.txt"; then
+    kserve=tests/python/kserve-requirements.txt
+    if ! cat "$wanted" "$kserve" | cmp -s - "$environment/requirements.txt"; then
         say "preparing the Python environment of the comparison tests"
         rm -rf "$environment"
         mkdir -p "$environment"
         python3 -m venv "$environment"
-        "$environment/bin/python" -m pip --disable-pip-version-check install --quiet --requirement "$wanted"
-        cp "$wanted" "$environment/requirements.txt"
+        pip=("$environment/bin/python" -m pip --disable-pip-version-check install --quiet)
+        "${pip[@]}" --requirement "$wanted"
+        "${pip[@]}" --no-deps --requirement "$kserve"
+        cat "$wanted" "$kserve" >"$environment/requirements.txt"
     fi
 fi

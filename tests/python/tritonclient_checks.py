@@ -7,7 +7,6 @@ the expected answers. Prints a line per check and exits with 1 if one failed.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 import traceback
@@ -17,25 +16,17 @@ import numpy as np
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-NUMPY = {"FP32": np.float32, "INT8": np.int8, "UINT8": np.uint8, "INT32": np.int32, "BOOL": np.bool_}
+from packages import NUMPY, Package
 
 
-class Model:
-    """A package, read as a client would see it."""
-
-    def __init__(self, directory):
-        manifest = json.loads((directory / "manifest.json").read_text())
-        golden = json.loads((directory / "golden.json").read_text())
-        self.name, self.version = manifest["model"], manifest["version"]
-        signature = manifest["signatures"][0]
-        self.inputs, self.outputs = signature["inputs"], signature["outputs"]
-        self.vectors = golden["vectors"]
-        quantized = self.outputs[0]["datatype"] != "FP32"
-        self.tolerance = 1 if quantized else 1e-5
+class Model(Package):
+    """A package, in this client's own types."""
 
     def input(self, vector, binary):
+        return self.tensor(self.question(vector), binary)
+
+    def tensor(self, values, binary):
         spec = self.inputs[0]
-        values = array(vector["inputs"][spec["name"]], spec)
         tensor = triton.InferInput(spec["name"], list(values.shape), spec["datatype"])
         tensor.set_data_from_numpy(values, binary_data=binary)
         return [tensor]
@@ -43,19 +34,8 @@ class Model:
     def wish(self, binary):
         return [triton.InferRequestedOutput(self.outputs[0]["name"], binary_data=binary)]
 
-    def check(self, result, vector):
-        spec = self.outputs[0]
-        answer, expected = result.as_numpy(spec["name"]), array(vector["outputs"][spec["name"]], spec)
-        assert answer is not None, f"no output {spec['name']} in {result.get_response()}"
-        assert answer.dtype == expected.dtype, f"{answer.dtype} instead of {expected.dtype}"
-        assert answer.shape == expected.shape, f"{answer.shape} instead of {expected.shape}"
-        difference = np.abs(answer.astype(np.float64) - expected.astype(np.float64)).max()
-        limit = self.tolerance * max(1, np.abs(expected.astype(np.float64)).max() if self.tolerance < 1 else 1)
-        assert difference <= limit, f"differs by {difference}"
-
-
-def array(tensor, spec):
-    return np.array(tensor["data"]).reshape(tensor["shape"]).astype(NUMPY[spec["datatype"]])
+    def check(self, result, expected):
+        super().check(result.as_numpy(self.outputs[0]["name"]), expected)
 
 
 def client(options, token=None):
@@ -136,7 +116,7 @@ def infer_with(input_binary, output_binary):
                     outputs=model.wish(output_binary),
                     headers=dict(headers),
                 )
-                model.check(result, vector)
+                model.check(result, model.expected(vector))
 
     kind = {True: "binary", False: "json"}
     run.__name__ = f"infer_with_{kind[input_binary]}_input_and_{kind[output_binary]}_output"
@@ -153,7 +133,7 @@ def without_listed_outputs_all_are_answered(server, headers, _options, models):
     for model in models:
         for binary in (False, True):
             result = server.infer(model.name, model.input(model.vectors[0], binary), headers=dict(headers))
-            model.check(result, model.vectors[0])
+            model.check(result, model.expected(model.vectors[0]))
 
 
 @check
@@ -169,26 +149,47 @@ def a_request_id_is_echoed(server, headers, _options, models):
 def a_version_in_the_path_is_honoured(server, headers, _options, models):
     model = models[0]
     given = model.input(model.vectors[0], True)
-    model.check(server.infer(model.name, given, model_version=model.version, headers=dict(headers)), model.vectors[0])
+    result = server.infer(model.name, given, model_version=model.version, headers=dict(headers))
+    model.check(result, model.expected(model.vectors[0]))
     refused(404, lambda: server.infer(model.name, given, model_version="99.0.0", headers=dict(headers)))
 
 
 @check
 def a_batch_is_answered_row_by_row(server, headers, _options, models):
     for model in models:
-        spec, out = model.inputs[0], model.outputs[0]
-        if spec["shape"][0] != -1:
+        if model.inputs[0]["shape"][0] != -1:
             continue
-        rows = [array(v["inputs"][spec["name"]], spec) for v in model.vectors]
-        expected = [v["outputs"][out["name"]] for v in model.vectors]
-        joined = np.concatenate(rows)
-        tensor = triton.InferInput(spec["name"], list(joined.shape), spec["datatype"])
-        tensor.set_data_from_numpy(joined)
-        whole = {
-            "shape": [len(rows)] + expected[0]["shape"][1:],
-            "data": [value for row in expected for value in row["data"]],
-        }
-        model.check(server.infer(model.name, [tensor], headers=dict(headers)), {"outputs": {out["name"]: whole}})
+        given, expected = model.rows(len(model.vectors))
+        model.check(server.infer(model.name, model.tensor(given, True), headers=dict(headers)), expected)
+
+
+@check
+def compressed_requests_and_answers_mean_the_same(server, headers, _options, models):
+    for model in models:
+        given, expected = model.rows(30)
+        for coding in ("gzip", "deflate"):
+            for binary in (False, True):
+                result = server.infer(
+                    model.name,
+                    model.tensor(given, binary),
+                    outputs=model.wish(binary),
+                    headers=dict(headers),
+                    request_compression_algorithm=coding,
+                    response_compression_algorithm=coding,
+                )
+                model.check(result, expected)
+
+
+@check
+def nan_is_no_json_and_travels_as_binary(server, headers, _options, models):
+    model = next(m for m in models if m.inputs[0]["datatype"] == "FP32")
+    given = model.question(model.vectors[0])
+    given.flat[3] = np.nan
+    infer = lambda given, binary: server.infer(model.name, given, outputs=model.wish(binary), headers=dict(headers))
+    assert "element 3" in refused(400, lambda: infer(model.tensor(given, False), True))
+    answer = infer(model.tensor(given, True), True).as_numpy(model.outputs[0]["name"])
+    assert np.isnan(answer).any(), answer
+    assert "binary_data" in refused(422, lambda: infer(model.tensor(given, True), False))
 
 
 @check
@@ -199,7 +200,7 @@ def four_requests_at_once_are_answered(server, headers, _options, models):
         vector = model.vectors[number % len(model.vectors)]
         pending.append((model, vector, server.async_infer(model.name, model.input(vector, True), headers=dict(headers))))
     for model, vector, request in pending:
-        model.check(request.get_result(), vector)
+        model.check(request.get_result(), model.expected(vector))
 
 
 @check

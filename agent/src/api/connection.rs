@@ -17,10 +17,11 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
+use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 use tracing::Instrument;
@@ -113,7 +114,7 @@ pub async fn serve<S>(
     };
     if http2 {
         let bytes = |count| u32::try_from(count).unwrap_or(u32::MAX);
-        let mut http = http2::Builder::new(TokioExecutor::new());
+        let mut http = http2::Builder::new(InSpan);
         http.max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(bytes(limits.max_header_bytes))
             .initial_stream_window_size(bytes(read_ahead.0))
@@ -132,6 +133,16 @@ pub async fn serve<S>(
         watchdog
             .over(work, http1::Connection::graceful_shutdown)
             .await;
+    }
+}
+
+/// Runs the requests of an HTTP/2 connection, each a task of its own, in the connection's span.
+#[derive(Debug, Clone, Copy)]
+struct InSpan;
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for InSpan {
+    fn execute(&self, request: F) {
+        tokio::spawn(request.in_current_span());
     }
 }
 

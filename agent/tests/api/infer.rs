@@ -49,6 +49,7 @@ async fn golden_vectors_come_back_in_every_form() {
     let nested: Vec<&[f64]> = input.chunks(8).collect();
     let mut request = image(json!([nested]));
     request["id"] = json!("a \"quoted\" id");
+    request["model_name"] = json!("digits");
     let reply = client.post(INFER, request.to_string()).await;
     assert_close(&json_values(&reply), &expected);
     assert_eq!(reply.json()["id"], "a \"quoted\" id");
@@ -303,6 +304,10 @@ async fn every_wrong_request_is_a_400_that_names_the_tensor_and_what_was_expecte
         (
             json!({"inputs": image(json!(zeros))["inputs"], "parameters": {"signature_name": "no"}}).to_string(),
             vec!["signature_name", "serving_default"],
+        ),
+        (
+            json!({"inputs": image(json!(zeros))["inputs"], "model_name": "digitz"}).to_string(),
+            vec!["digitz", "\"digits\""],
         ),
         ("{".to_owned(), vec!["JSON", "byte 1"]),
         (String::new(), vec!["JSON"]),

@@ -189,6 +189,14 @@ pub fn prepare(
     };
     let json = body.head(json_length).unwrap_or_default();
     let request = InferRequest::parse(&json, body.len() - json_length)?;
+    if let Some(name) = &request.model
+        && *name != manifest.model.as_str()
+    {
+        return Err(ApiError::invalid(format!(
+            "model_name is {name:?}, and the path says {:?}",
+            manifest.model.as_str()
+        )));
+    }
     let index = match &request.signature {
         None => 0,
         Some(name) => {

@@ -30,6 +30,8 @@ const MAX_ID_BYTES: usize = 1024;
 #[derive(Debug, Default)]
 pub struct InferRequest<'a> {
     pub id: Option<Cow<'a, str>>,
+    /// KServe's clients repeat the path here.
+    pub model: Option<Cow<'a, str>>,
     pub inputs: Vec<Input<'a>>,
     /// Empty: all.
     pub outputs: Vec<Output<'a>>,
@@ -70,6 +72,10 @@ impl<'a> InferRequest<'a> {
         let mut reader = Reader::new(text);
         reader.object("a JSON object with inputs", |reader, key| match key {
             "id" => request.read_id(reader),
+            "model_name" => {
+                request.model = Some(reader.string("the name of a model")?);
+                Ok(())
+            }
             "parameters" => request.read_parameters(reader),
             "inputs" => {
                 inputs_seen = true;
@@ -90,7 +96,7 @@ impl<'a> InferRequest<'a> {
                 })
             }
             other => Err(ApiError::invalid(format!(
-                "the request has a member {other:?}; id, parameters, inputs and outputs are known"
+                "the request has a member {other:?}; id, model_name, parameters, inputs and outputs are known"
             ))),
         })?;
         reader.end()?;
@@ -341,9 +347,10 @@ mod tests {
             "inputs":[{"data":[1,2],"shape":[2],"name":"x","datatype":"FP32"},
                       {"parameters":{"binary_data_size":8},"datatype":"INT64","shape":[],"name":"n"}],
             "parameters":{"timeout":1500,"binary_data_output":true,"priority":0,"signature_name":"s"},
-            "id":"a\u0042"}"#;
+            "id":"a\u0042","model_name":"m"}"#;
         let request = InferRequest::parse(text.as_bytes(), 8).expect("request");
         assert_eq!(request.id.as_deref(), Some("aB"));
+        assert_eq!(request.model.as_deref(), Some("m"));
         assert_eq!(request.timeout, Some(Duration::from_micros(1500)));
         assert_eq!(request.signature.as_deref(), Some("s"));
         assert!(request.binary_by_default);

@@ -1,22 +1,34 @@
-//! The tritonclient package, as its users have it, against the TLS door.
+//! The packages that clients of other servers use, as their users have them, against both doors.
 
 use edgeward_tests::{Site, binaries, device, python};
 
 const SAMPLES: [&str; 3] = ["digits-1.0.0", "digits-int8-1.0.0", "breast-cancer-1.0.0"];
 
-#[test]
-fn tritonclient_infers_and_asks_for_health_and_metadata_over_tls() {
+fn serving_samples() -> Site {
     let site = Site::new(|_| {});
     for sample in SAMPLES {
         site.sign(&binaries::sample(sample), &[]).expect_success();
     }
     site.carry().expect_success();
+    site
+}
+
+fn ask(site: &Site, script: &str, more: &[&str]) {
     let url = format!("localhost:{}", site.device.tls_port());
     let ca = site.device.ca_path().display().to_string();
     let packages = SAMPLES.map(|sample| binaries::sample(sample).display().to_string());
     let mut arguments = vec!["--url", &url, "--ca", &ca, "--token", device::TOKEN];
+    arguments.extend(more);
     for package in &packages {
         arguments.extend(["--package", package]);
     }
-    python::run("tritonclient_checks.py", arguments).expect_success();
+    python::run(script, arguments).expect_success();
+}
+
+#[test]
+fn tritonclient_and_kserve_infer_and_ask_for_health_and_metadata() {
+    let site = serving_samples();
+    ask(&site, "tritonclient_checks.py", &[]);
+    let socket = site.device.socket_path().display().to_string();
+    ask(&site, "kserve_checks.py", &["--socket", &socket]);
 }
