@@ -1,7 +1,7 @@
 # `make run` shows the main job, `make test` proves it. Both prepare the machine first (Debian 12 with cargo,
 # Python, pip and apt); what is there already is left alone.
 
-.PHONY: help run stop test fuzz bench deny setup
+.PHONY: help run stop test fuzz soak bench deny setup
 .DEFAULT_GOAL := help
 
 help:
@@ -9,6 +9,7 @@ help:
 	@echo "make stop        ends what KEEP=1 make run left up"
 	@echo "make test        format, clippy, all tests"
 	@echo "make fuzz        each parser of foreign bytes for ten minutes (SECONDS_EACH=60 for a minute)"
+	@echo "make soak        ten times the load that a device can bear, held to strict figures"
 	@echo "make bench       latency beside the bare interpreter, into target/bench/summary.json"
 	@echo "make deny        licences, sources and bans of all dependencies (builds cargo-deny: minutes)"
 	@echo "make setup       only the preparation"
@@ -31,6 +32,11 @@ SECONDS_EACH ?= 600
 fuzz:
 	@tests/setup.sh --tests
 	@tests/fuzz/run.sh $(SECONDS_EACH)
+
+soak:
+	@tests/setup.sh --tests
+	cargo build --release --locked --workspace --bins
+	$${CARGO_TARGET_DIR:-target}/release/soak
 
 bench:
 	@tests/setup.sh --tests

@@ -13,6 +13,7 @@ pub mod device;
 pub mod fleet;
 pub mod http;
 pub mod load;
+pub mod overload;
 pub mod package;
 pub mod plugin;
 pub mod process;

@@ -9,9 +9,10 @@ use edgeward_models::manifest::{TensorSpec, byte_size};
 
 use super::error::ServeError;
 
-/// Requests that may wait for each slot. More could not be answered within a sensible queue time, and each
-/// holds a connection and its body.
-const WAITERS_PER_SLOT: usize = 4;
+/// Requests that may wait for each slot. Under overload every answer takes as long as all places together, so
+/// they are few: with a model of a millisecond and the default slots, about 50 ms. Each also holds a
+/// connection and its body.
+const WAITERS_PER_SLOT: usize = 2;
 
 /// The longest time a caller is told to stay away.
 const LONGEST_RETRY_SECONDS: u64 = 60;
