@@ -1,0 +1,126 @@
+//! From jobs to pointers. A commit is: audit record fsynced, pointer replaced, requests routed; a power cut
+//! between any two of these leaves the old or the new version.
+
+use edgeward_models::ModelName;
+use serde_json::json;
+use tracing::{error, info};
+
+use super::{Kind, Reconciler};
+use crate::fleet::board::chain;
+use crate::fleet::boot::activate;
+use crate::fleet::job::{FaultKind, JobError, Ready, clock};
+use crate::fleet::state::ModelRecord;
+
+impl Reconciler {
+    pub(super) fn job_ended(
+        &mut self,
+        ended: Result<(tokio::task::Id, Result<Ready, JobError>), tokio::task::JoinError>,
+    ) {
+        let id = match &ended {
+            Ok((id, _)) => *id,
+            Err(e) => e.id(),
+        };
+        // A superseded job is no longer among those that run.
+        let model = self
+            .running
+            .iter()
+            .find(|(_, running)| running.abort.id() == id)
+            .map(|(model, _)| model.clone());
+        let Some((model, running)) = model.and_then(|m| self.running.remove_entry(&m)) else {
+            return;
+        };
+        let outcome = match ended {
+            Ok((_, outcome)) => outcome,
+            Err(_) => Err(JobError::new(
+                FaultKind::Device,
+                "an internal error ended the installation; see the agent's log",
+            )),
+        };
+        match outcome.and_then(|ready| self.take_over(&model, running.kind, ready)) {
+            Ok(()) => {
+                self.attempts.remove(&model);
+            }
+            Err(error) => self.job_failed(&model, running, error),
+        }
+        self.steer();
+    }
+
+    /// The commit: audit, pointer, routing.
+    fn take_over(&mut self, model: &ModelName, kind: Kind, ready: Ready) -> Result<(), JobError> {
+        let record = self.records.get(model).cloned().unwrap_or_default();
+        let mut pointer = ready.pointer.clone();
+        pointer.activated_at = clock();
+        let (event, next) = match kind {
+            Kind::Wish => ("version-activated", record.activated(pointer.clone())),
+            Kind::PutBack if record.previous.as_ref() != Some(&ready.pointer) => {
+                let reason = "the pointers changed while the previous version was loaded";
+                return Err(JobError::new(FaultKind::Device, reason));
+            }
+            Kind::PutBack => ("version-put-back", record.put_back(clock())),
+            Kind::Reload => {
+                activate(&self.workshop, model, ready);
+                return Ok(());
+            }
+        };
+        let fields = json!({
+            "model": model, "version": pointer.version, "release": pointer.release,
+            "manifest": pointer.manifest_digest, "rollout": pointer.rollout,
+            "before": record.active.as_ref().map(|a| &a.version),
+        });
+        self.commit(model, event, fields, next)?;
+        activate(&self.workshop, model, ready);
+        let record = &self.records[model];
+        info!(%model, version = %pointer.version, release = pointer.release, "version active");
+        let keep = self
+            .workshop
+            .config
+            .fleet
+            .as_ref()
+            .map_or(2, |f| f.keep_versions);
+        self.workshop.state.collect_garbage(model, record, keep);
+        // What is left belongs to fetches that were given up, unless one waits to be taken up again.
+        if self.running.is_empty() && self.attempts.keys().all(|other| other == model) {
+            self.workshop.cache.clear();
+        }
+        let target = (kind == Kind::Wish).then_some(&pointer.version);
+        self.workshop.board.model(model, |line| {
+            line.previous = record.previous.as_ref().map(|p| p.version.clone());
+            if let Some(target) = target {
+                line.target = Some(target.clone());
+            }
+        });
+        Ok(())
+    }
+
+    pub(super) fn commit(
+        &mut self,
+        model: &ModelName,
+        event: &'static str,
+        fields: serde_json::Value,
+        record: ModelRecord,
+    ) -> Result<(), JobError> {
+        let device = |e: &dyn std::error::Error| JobError::new(FaultKind::Device, chain(e));
+        let committed = self
+            .workshop
+            .audit
+            .record(event, fields)
+            .map_err(|e| device(&e))
+            .and_then(|()| {
+                self.workshop
+                    .state
+                    .write_record(model, &record)
+                    .map_err(|e| device(&e))
+            });
+        match committed {
+            Ok(()) => {
+                self.records.insert(model.clone(), record);
+                Ok(())
+            }
+            Err(error) => {
+                error!(%model, event, problem = %error.reason, "state could not be written; nothing was changed");
+                self.workshop.board.error(error.reason.clone());
+                Err(error)
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What becomes of a version that failed: tried again after a pause, quarantined, or replaced by the one before.
+
+use std::time::Instant;
+
+use edgeward_models::fleet::status::Phase;
+use edgeward_models::name::RolloutId;
+use edgeward_models::{ModelName, Version};
+use serde_json::json;
+use tokio::sync::broadcast::error::RecvError;
+use tracing::{error, warn};
+
+use super::{Attempt, Kind, Reconciler, Running, pause_after};
+use crate::fleet::board::chain;
+use crate::fleet::job::{FaultKind, JobError, clock};
+use crate::fleet::state::Quarantined;
+use crate::serving::EngineEvent;
+
+impl Reconciler {
+    pub(super) fn job_failed(&mut self, model: &ModelName, running: Running, error: JobError) {
+        let Running {
+            kind,
+            version,
+            rollout,
+            ..
+        } = running;
+        warn!(%model, %version, problem = %error.reason, "version not taken; what serves goes on");
+        if kind == Kind::Wish && error.kind == FaultKind::Version {
+            self.quarantine(model, &version, rollout.clone(), &error.reason);
+        }
+        if error.kind == FaultKind::Content {
+            let fields = json!({"model": model, "version": version, "reason": error.reason});
+            let first = self
+                .attempts
+                .get(model)
+                .is_none_or(|a| a.error.reason != error.reason);
+            if first && let Err(e) = self.workshop.audit.record("version-refused", fields) {
+                error!(problem = %chain(&e), "audit record failed");
+            }
+        }
+        let failures = self.attempts.get(model).map_or(0, |a| a.failures) + 1;
+        self.workshop.board.model(model, |line| {
+            line.reason = Some(error.reason.clone());
+            line.phase = match (kind, error.kind) {
+                // Not refused: it goes on when the carrier is back.
+                (Kind::Wish, FaultKind::Carrier) => match line.phase {
+                    Phase::Fetching { have, of } => Phase::Fetching { have, of },
+                    _ => Phase::Fetching { have: 0, of: 0 },
+                },
+                (Kind::Wish, _) => Phase::Refused,
+                _ => Phase::BackingOff,
+            };
+        });
+        let text = format!("{model} {version}: {}", error.reason);
+        self.workshop.board.error(text);
+        let attempt = Attempt {
+            version,
+            rollout,
+            failures,
+            again: Instant::now() + pause_after(failures),
+            error,
+        };
+        self.attempts.insert(model.clone(), attempt);
+    }
+
+    fn quarantine(
+        &mut self,
+        model: &ModelName,
+        version: &Version,
+        rollout: Option<RolloutId>,
+        reason: &str,
+    ) {
+        let record = self.records.get(model).cloned().unwrap_or_default();
+        let next = record.quarantine(Quarantined {
+            version: version.clone(),
+            rollout: rollout.clone(),
+            reason: reason.to_owned(),
+            at: clock(),
+        });
+        let fields =
+            json!({"model": model, "version": version, "rollout": rollout, "reason": reason});
+        // If this cannot be written the attempt's own pause still keeps it from being tried in a loop.
+        let _ = self.commit(model, "version-quarantined", fields, next);
+    }
+
+    pub(super) fn engine_event(&mut self, event: Result<EngineEvent, RecvError>) {
+        if let Ok(EngineEvent::Failing {
+            model,
+            version,
+            reason,
+        }) = &event
+        {
+            self.failing(model, version, reason);
+        }
+        if let Ok(EngineEvent::Crashed {
+            model,
+            version,
+            reason,
+        }) = &event
+        {
+            self.workshop
+                .board
+                .error(format!("{model} {version}: {reason}"));
+        }
+        self.workshop.board.touch();
+    }
+
+    /// The engine has given a version up: the one before takes over, if there is one.
+    fn failing(&mut self, model: &ModelName, version: &Version, reason: &str) {
+        let Some(record) = self.records.get(model) else {
+            return;
+        };
+        let (Some(active), Some(previous)) = (record.active.clone(), record.previous.clone())
+        else {
+            warn!(%model, %version, reason, "version keeps failing and is the only one; it is tried on");
+            return;
+        };
+        if active.version != *version
+            || self
+                .running
+                .get(model)
+                .is_some_and(|r| r.kind == Kind::PutBack)
+        {
+            return;
+        }
+        warn!(%model, %version, reason, previous = %previous.version, "version fails; the previous one is put back");
+        self.quarantine(model, version, active.rollout, reason);
+        if let Some(running) = self.running.remove(model) {
+            running.abort.abort();
+        }
+        let job = self.workshop.clone().load(model.clone(), previous.clone());
+        let (version, rollout) = (previous.version, previous.rollout);
+        self.spawn(model, Kind::PutBack, version, rollout, job);
+    }
+}

@@ -1,0 +1,265 @@
+//! From wishes to jobs: every wish is compared with what runs, and what is missing is started.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use edgeward_models::fleet::rollout::{Wish, model_target};
+use edgeward_models::fleet::status::Phase;
+use edgeward_models::manifest::MANIFEST_FILE;
+use edgeward_models::name::RolloutId;
+use edgeward_models::{ModelName, Version};
+use serde_json::json;
+use tracing::{info, warn};
+
+use super::{Kind, LONGEST_PAUSE, Reconciler, Running};
+use crate::fleet::board::chain;
+use crate::fleet::goal::{self, Goal, Target};
+use crate::fleet::job::{JobError, Ready};
+use crate::fleet::state::ModelRecord;
+
+impl Reconciler {
+    /// Compares every wish with what runs.
+    pub(super) fn steer(&mut self) {
+        if let Some(goal) = self.goal.clone() {
+            for (model, wish) in &goal.wishes {
+                self.steer_model(&goal, model, wish);
+            }
+        }
+        self.reload_absent();
+        // What was due and not taken up has nothing to try at present; it must not keep this task awake.
+        let now = Instant::now();
+        for (model, attempt) in &mut self.attempts {
+            if attempt.again <= now && !self.running.contains_key(model) {
+                attempt.again = now + LONGEST_PAUSE;
+            }
+        }
+    }
+
+    fn steer_model(&mut self, goal: &Arc<Goal>, model: &ModelName, wish: &Wish) {
+        let Some(membership) = self.membership.clone() else {
+            return;
+        };
+        let record = self.records.get(model).cloned().unwrap_or_default();
+        let has_something = record.active.is_some();
+        let version = match goal::target(wish, &membership.device, has_something) {
+            Target::Run(version) => version,
+            Target::NotYet => {
+                self.supersede(model, None);
+                let percent = wish.percent;
+                self.show(
+                    model,
+                    Some(&wish.version),
+                    Phase::Waiting,
+                    Some(format!("not among the first {percent} % of the rollout")),
+                );
+                return;
+            }
+        };
+        let rollout = Some(wish.rollout.clone());
+        if let Some(problem) = changed_bytes(goal, model, &version, &record) {
+            self.supersede(model, None);
+            self.show(model, Some(&version), Phase::Refused, Some(problem));
+            return;
+        }
+        if record.active.as_ref().is_some_and(|a| a.version == version) {
+            self.supersede(model, None);
+            self.adopt_rollout(model, &record, wish);
+            if self.served(model) {
+                self.attempts.remove(model);
+                self.show(model, Some(&version), Phase::Active, None);
+            }
+            return;
+        }
+        if let Some(running) = self.running.get(model) {
+            let same = running.version == version && running.rollout == rollout;
+            if same || running.kind == Kind::PutBack {
+                return;
+            }
+        }
+        self.supersede(model, Some(&version));
+        if let Some(reason) = record.barred(&version, rollout.as_ref()) {
+            let reason = format!("{version} failed on this device: {reason}");
+            self.show(model, Some(&version), Phase::Refused, Some(reason));
+            return;
+        }
+        if let Some(bar) = &goal.bar {
+            let reason = format!("nothing new is installed: {bar}");
+            self.show(model, Some(&version), Phase::Refused, Some(reason));
+            return;
+        }
+        let mut delay = Duration::ZERO;
+        if let Some(attempt) = self.attempts.get(model) {
+            let same = attempt.version == version && attempt.rollout == rollout;
+            if same && attempt.again > Instant::now() {
+                return;
+            }
+            if !same {
+                self.attempts.remove(model);
+            }
+        }
+        // The jitter spares the broker at a rollout's start; a retry has its own pause.
+        if !goal.local && !self.attempts.contains_key(model) {
+            delay = wish.start_delay(&membership.device);
+        }
+        self.workshop.board.model(model, |line| {
+            line.target = Some(version.clone());
+            line.previous = record.previous.as_ref().map(|p| p.version.clone());
+        });
+        let job = self.workshop.clone().obtain(
+            goal.clone(),
+            model.clone(),
+            version.clone(),
+            wish.clone(),
+            delay,
+        );
+        self.spawn(model, Kind::Wish, version, rollout, job);
+    }
+
+    /// A later rollout of the version that runs already: failures from now on count for that one.
+    fn adopt_rollout(&mut self, model: &ModelName, record: &ModelRecord, wish: &Wish) {
+        let mut next = record.clone();
+        let Some(active) = next.active.as_mut() else {
+            return;
+        };
+        if active.version == wish.version && active.rollout.as_ref() != Some(&wish.rollout) {
+            active.rollout = Some(wish.rollout.clone());
+            match self.workshop.state.write_record(model, &next) {
+                Ok(()) => {
+                    self.records.insert(model.clone(), next);
+                }
+                Err(e) => warn!(%model, problem = %chain(&e), "pointer could not be written"),
+            }
+        }
+    }
+
+    /// Ends a job that works towards something else than `version`.
+    fn supersede(&mut self, model: &ModelName, version: Option<&Version>) {
+        let ends = self
+            .running
+            .get(model)
+            .is_some_and(|r| r.kind == Kind::Wish);
+        if ends && let Some(running) = self.running.remove(model) {
+            running.abort.abort();
+            info!(%model, superseded = %running.version, by = ?version, "installation superseded");
+        }
+    }
+
+    /// Tries to load active versions again that could not be loaded at the start.
+    fn reload_absent(&mut self) {
+        let due: Vec<ModelName> = self
+            .attempts
+            .iter()
+            .filter(|(model, attempt)| {
+                attempt.again <= Instant::now() && !self.running.contains_key(*model)
+            })
+            .map(|(model, _)| model.clone())
+            .collect();
+        for model in due {
+            let active = self.records.get(&model).and_then(|r| r.active.clone());
+            let Some(active) = active.filter(|_| !self.served(&model)) else {
+                continue;
+            };
+            let job = self.workshop.clone().load(model.clone(), active.clone());
+            let (version, rollout) = (active.version, active.rollout);
+            self.spawn(&model, Kind::Reload, version, rollout, job);
+        }
+    }
+
+    pub(super) fn spawn(
+        &mut self,
+        model: &ModelName,
+        kind: Kind,
+        version: Version,
+        rollout: Option<RolloutId>,
+        job: impl Future<Output = Result<Ready, JobError>> + Send + 'static,
+    ) {
+        let abort = self.jobs.spawn(job);
+        let running = Running {
+            abort,
+            kind,
+            version,
+            rollout,
+        };
+        self.running.insert(model.clone(), running);
+    }
+
+    fn served(&self, model: &ModelName) -> bool {
+        self.workshop
+            .engine
+            .models()
+            .iter()
+            .any(|m| m.model == *model)
+    }
+
+    fn show(
+        &self,
+        model: &ModelName,
+        target: Option<&Version>,
+        phase: Phase,
+        reason: Option<String>,
+    ) {
+        let previous = self.records.get(model).and_then(|r| r.previous.as_ref());
+        self.workshop.board.model(model, |line| {
+            line.target = target.cloned();
+            line.previous = previous.map(|p| p.version.clone());
+            line.phase = phase;
+            line.reason = reason;
+        });
+    }
+
+    /// Models that no group wishes for any more are let go; their files stay until they are in the way.
+    pub(super) fn retire_unwished(&mut self, goal: &Goal) {
+        if !goal.complete {
+            return;
+        }
+        let unwished: Vec<ModelName> = self
+            .records
+            .iter()
+            .filter(|(model, record)| record.active.is_some() && !goal.wishes.contains_key(*model))
+            .map(|(model, _)| model.clone())
+            .collect();
+        for model in unwished {
+            if let Some(running) = self.running.remove(&model) {
+                running.abort.abort();
+            }
+            let Some(record) = self.records.get(&model) else {
+                continue;
+            };
+            let mut next = record.clone();
+            next.previous = next.active.take();
+            let fields =
+                json!({"model": model, "version": next.previous.as_ref().map(|p| &p.version)});
+            if self.commit(&model, "model-retired", fields, next).is_ok() {
+                info!(%model, "no group wishes for this model any more; it is retired");
+                self.attempts.remove(&model);
+                let (engine, name) = (self.workshop.engine.clone(), model.clone());
+                self.workshop
+                    .serving
+                    .spawn(async move { engine.retire(&name).await });
+                self.workshop.board.change(|facts| {
+                    facts.models.remove(&model);
+                });
+            }
+        }
+    }
+}
+
+/// A version is immutable: other bytes under the name of one that this device has are refused.
+fn changed_bytes(
+    goal: &Goal,
+    model: &ModelName,
+    version: &Version,
+    record: &ModelRecord,
+) -> Option<String> {
+    let name = model_target(model, version, MANIFEST_FILE);
+    let signed = goal.repository.target(&name)?.sha256;
+    let known = [&record.active, &record.previous]
+        .into_iter()
+        .flatten()
+        .find(|p| p.version == *version)?;
+    (known.manifest_digest != signed).then(|| {
+        format!(
+            "{version} was signed again with other bytes; a version never changes: push a new one"
+        )
+    })
+}

@@ -1,0 +1,158 @@
+//! The state directory: what this device has, trusts and runs, in files that survive a power cut.
+//!
+//! ```text
+//! lock                          held by the one process that owns the directory
+//! trust/                        `models::verify`'s
+//! identity/                     `identity`'s: key, certificate, enrolment
+//! versions/{model}/{version}/   installed: verified, complete, never changed
+//! active/{model}/pointer        which version serves and which one did before: replaced atomically
+//! desired                       the sequence applied per group
+//! incoming/ chunks/             work in progress: emptied at start; fetched chunks, kept to resume
+//! outbox/ audit.log             telemetry that waits; the audit log
+//! ```
+//! An installation becomes visible by one rename, an activation by one pointer write, so at any instant the
+//! device has the version before or the new one whole. What is active or previous is never removed here.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use edgeward_models::durable::{self, DurableError};
+use rustix::fs::{FlockOperation, Gid, Uid, flock};
+
+pub use record::{Applied, ModelRecord, Pointer, Quarantined};
+
+mod documents;
+mod record;
+#[cfg(test)]
+mod tests;
+mod versions;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("the state directory {0} is in use by another edgeward process (a running agent?)")]
+    Locked(PathBuf),
+    #[error("cannot use the state directory {path}")]
+    Unusable {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{0} is damaged in both of its generations")]
+    Damaged(PathBuf),
+    #[error("{path} is not a document of this agent")]
+    Foreign {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error(transparent)]
+    Durable(#[from] DurableError),
+}
+
+/// The trust store's place in the state directory; the TLS door reads the proven time there before the state is
+/// locked.
+pub const TRUST_DIRECTORY: &str = "trust";
+
+/// The directory, owned by this process until dropped.
+#[derive(Debug)]
+pub struct StateDirectory {
+    root: PathBuf,
+    _lock: File,
+}
+
+impl StateDirectory {
+    /// Makes what is missing, takes the lock, throws work in progress away.
+    pub fn open(root: &Path) -> Result<Self, StateError> {
+        if !root.exists() {
+            durable::create_directory(root)?;
+            fs::set_permissions(root, fs::Permissions::from_mode(0o700)).map_err(|source| {
+                StateError::Unusable {
+                    path: root.to_owned(),
+                    source,
+                }
+            })?;
+        }
+        let lock = Self::take_lock(root)?;
+        let state = Self {
+            root: root.to_owned(),
+            _lock: lock,
+        };
+        durable::remove_directory(&state.incoming())?;
+        for directory in ["versions", "active", "incoming", "chunks", "identity"] {
+            durable::create_directory(&root.join(directory))?;
+        }
+        Ok(state)
+    }
+
+    fn take_lock(root: &Path) -> Result<File, StateError> {
+        let path = root.join("lock");
+        let unusable = |source| StateError::Unusable {
+            path: root.to_owned(),
+            source,
+        };
+        let lock = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(unusable)?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(lock),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::Locked(root.to_owned())),
+            Err(e) => Err(unusable(e.into())),
+        }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn trust(&self) -> PathBuf {
+        self.root.join(TRUST_DIRECTORY)
+    }
+
+    pub fn identity(&self) -> PathBuf {
+        self.root.join("identity")
+    }
+
+    pub fn chunks(&self) -> PathBuf {
+        self.root.join("chunks")
+    }
+
+    pub fn incoming(&self) -> PathBuf {
+        self.root.join("incoming")
+    }
+
+    pub fn outbox(&self) -> PathBuf {
+        self.root.join("outbox")
+    }
+
+    /// Free bytes on the disk of the state directory, for this user.
+    pub fn free_bytes(&self) -> u64 {
+        rustix::fs::statvfs(&self.root)
+            .map(|s| s.f_bavail.saturating_mul(s.f_frsize))
+            .unwrap_or(0)
+    }
+}
+
+/// When root runs a verb on a directory that belongs to the agent's own user, it acts as that user from here
+/// on: files made as root would lock the agent out. Call before any other thread exists.
+pub fn act_as_owner(root: &Path) -> Result<(), StateError> {
+    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+    let Ok(metadata) = fs::metadata(root) else {
+        return Ok(());
+    };
+    let (uid, gid) = (Uid::from_raw(metadata.uid()), Gid::from_raw(metadata.gid()));
+    if !rustix::process::geteuid().is_root() || uid.is_root() {
+        return Ok(());
+    }
+    set_thread_groups(&[])
+        .and_then(|()| set_thread_res_gid(gid, gid, gid))
+        .and_then(|()| set_thread_res_uid(uid, uid, uid))
+        .map_err(|e| StateError::Unusable {
+            path: root.to_owned(),
+            source: e.into(),
+        })
+}
