@@ -121,7 +121,10 @@ pub struct Token {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
+    /// Of one request; a model's own limit may be lower.
     pub max_body_bytes: u64,
+    /// Memory for the bodies of all requests together; beyond it a request is answered 429.
+    pub max_bodies_bytes: u64,
     pub max_header_bytes: usize,
     pub max_connections: usize,
     /// To send a request's headers, from its first byte or the connection's start.
@@ -138,7 +141,8 @@ pub struct Limits {
     pub max_deadline_ms: u64,
     /// Requests that may wait or run at once, per interpreter.
     pub slots_per_instance: usize,
-    /// On shutdown, requests in flight get this long.
+    /// On shutdown, requests in flight get this long. (A version that another one follows gets as long as its
+    /// requests' deadlines.)
     pub drain_timeout_ms: u64,
 }
 
@@ -146,6 +150,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_body_bytes: 64 << 20,
+            max_bodies_bytes: 256 << 20,
             max_header_bytes: 16 << 10,
             max_connections: 1024,
             header_timeout_ms: 10_000,

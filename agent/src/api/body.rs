@@ -3,15 +3,18 @@
 //! The frames stay as the HTTP library read them. The JSON part is joined if it crosses a frame border;
 //! tensors are copied once, from the frames into the slot. Size is checked before anything is kept: from
 //! Content-Length at once, otherwise with each frame. A compressed body is unpacked frame by frame, and the
-//! same limit holds for what came and for what it became.
+//! same limit holds for what came and for what it became. All bodies together have a limit too ([`Room`]).
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderMap};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::coding::{Coding, Unpacker};
 use super::error::ApiError;
@@ -21,10 +24,78 @@ use super::error::ApiError;
 const LINGER_BYTES: usize = 1 << 20;
 const LINGER_TIME: Duration = Duration::from_millis(500);
 
+/// Small frames (one byte per chunk) are joined to pieces of this size, so that the list stays short.
+const JOIN_BELOW: usize = 4096;
+
+/// Memory for the bodies of all requests, of every door.
+#[derive(Debug, Clone)]
+pub struct Room {
+    /// One permit per KiB.
+    kibibytes: Arc<Semaphore>,
+    bytes: u64,
+}
+
+impl Room {
+    /// A body up to this size needs no room of its own: every connection may have as much read ahead.
+    const FREE: usize = 64 << 10;
+    const RETRY_AFTER_SECONDS: u64 = 1;
+
+    pub fn new(bytes: u64) -> Self {
+        let kibibytes = usize::try_from(bytes >> 10).unwrap_or(usize::MAX);
+        Self {
+            kibibytes: Arc::new(Semaphore::new(kibibytes.min(Semaphore::MAX_PERMITS))),
+            bytes,
+        }
+    }
+
+    /// Sees to it that `taken` covers `length` bytes; 429 where that is more than is left.
+    fn take(
+        &self,
+        taken: &mut Option<OwnedSemaphorePermit>,
+        length: usize,
+    ) -> Result<(), ApiError> {
+        let covered = taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let missing = length.div_ceil(1024).saturating_sub(covered);
+        if length <= Self::FREE || missing == 0 {
+            return Ok(());
+        }
+        let missing = u32::try_from(missing).unwrap_or(u32::MAX);
+        match Arc::clone(&self.kibibytes).try_acquire_many_owned(missing) {
+            Ok(more) => {
+                match taken {
+                    Some(taken) => taken.merge(more),
+                    None => *taken = Some(more),
+                }
+                Ok(())
+            }
+            Err(_) => Err(ApiError::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                format!(
+                    "the {} bytes that all bodies may take together are in use: try again later",
+                    self.bytes
+                ),
+            )
+            .retry_after(Self::RETRY_AFTER_SECONDS)),
+        }
+    }
+}
+
 /// A whole body.
+#[derive(Default)]
 pub struct Body {
     frames: Vec<Bytes>,
+    /// Small frames that are being joined; empty once the body is whole.
+    small: BytesMut,
     length: usize,
+    /// Its part of the [`Room`].
+    taken: Option<OwnedSemaphorePermit>,
+}
+
+/// How large a body may be, and who says so.
+#[derive(Debug, Clone, Copy)]
+pub struct Limit<'a> {
+    pub bytes: u64,
+    pub whose: &'a str,
 }
 
 /// Refuses a body that travels in a form which the HTTP library passes on as it is: it undoes `chunked`, once,
@@ -47,13 +118,18 @@ pub fn check_transfer(headers: &HeaderMap) -> Result<(), ApiError> {
 pub async fn gather(
     body: &mut Incoming,
     coding: Option<Coding>,
-    limit: u64,
+    limit: Limit<'_>,
+    room: &Room,
     time: Duration,
 ) -> Result<Body, ApiError> {
+    let Limit {
+        bytes: limit,
+        whose,
+    } = limit;
     let too_large = || {
         ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the body is larger than {limit} bytes, the limit of this device"),
+            format!("the body is larger than {limit} bytes, the limit of {whose}"),
         )
     };
     let size = body.size_hint();
@@ -62,10 +138,7 @@ pub async fn gather(
     }
     let declared = size.exact();
     let read = async {
-        let mut whole = Body {
-            frames: Vec::new(),
-            length: 0,
-        };
+        let mut whole = Body::default();
         let mut unpacker = coding.map(Unpacker::new);
         let mut arrived = 0;
         while let Some(frame) = body.frame().await {
@@ -80,11 +153,11 @@ pub async fn gather(
                 return Err(too_large());
             }
             let Some(unpacker) = &mut unpacker else {
-                whole.push(data);
+                whole.push(data, room)?;
                 continue;
             };
             while !data.is_empty() {
-                whole.push(unpacker.unpack(&mut data)?);
+                whole.push(unpacker.unpack(&mut data)?, room)?;
                 if whole.length as u64 > limit {
                     return Err(too_large());
                 }
@@ -93,11 +166,12 @@ pub async fn gather(
             }
         }
         if let Some(unpacker) = &mut unpacker {
-            whole.push(unpacker.finish()?);
+            whole.push(unpacker.finish()?, room)?;
             if whole.length as u64 > limit {
                 return Err(too_large());
             }
         }
+        whole.join_small();
         Ok(whole)
     };
     tokio::time::timeout(time, read).await.unwrap_or_else(|_| {
@@ -135,21 +209,31 @@ impl From<Bytes> for Body {
         Self {
             length: bytes.len(),
             frames: vec![bytes],
+            ..Self::default()
         }
     }
 }
 
 impl Body {
-    fn push(&mut self, data: Bytes) {
-        /// Tiny frames (one byte per chunk) are joined, so that the list stays short.
-        const JOIN_BELOW: usize = 4096;
+    fn push(&mut self, data: Bytes, room: &Room) -> Result<(), ApiError> {
         self.length += data.len();
-        if let Some(last) = self.frames.last_mut()
-            && last.len() + data.len() <= JOIN_BELOW
-        {
-            *last = [last.as_ref(), data.as_ref()].concat().into();
+        room.take(&mut self.taken, self.length)?;
+        // The first frame is often the only one, and is not copied.
+        if data.len() < JOIN_BELOW && !self.frames.is_empty() {
+            self.small.extend_from_slice(&data);
+            if self.small.len() >= JOIN_BELOW {
+                self.join_small();
+            }
         } else if !data.is_empty() {
+            self.join_small();
             self.frames.push(data);
+        }
+        Ok(())
+    }
+
+    fn join_small(&mut self) {
+        if !self.small.is_empty() {
+            self.frames.push(self.small.split().freeze());
         }
     }
 
@@ -200,13 +284,13 @@ impl Body {
 
     #[cfg(test)]
     pub fn of(frames: &[&[u8]]) -> Self {
-        let mut body = Self {
-            frames: Vec::new(),
-            length: 0,
-        };
+        let mut body = Self::default();
+        let room = Room::new(u64::MAX);
         for frame in frames {
-            body.push(Bytes::copy_from_slice(frame));
+            let pushed = body.push(Bytes::copy_from_slice(frame), &room);
+            assert!(pushed.is_ok());
         }
+        body.join_small();
         body
     }
 }
@@ -235,5 +319,35 @@ mod tests {
             let head = body.head(length);
             prop_assert_eq!(head.as_deref(), whole.get(..length));
         }
+    }
+
+    #[test]
+    fn all_bodies_together_find_room_or_are_told_to_come_later() {
+        let room = Room::new(256 << 10);
+        let piece = Bytes::from(vec![0; 100 << 10]);
+        let (mut first, mut second) = (Body::default(), Body::default());
+        first.push(piece.clone(), &room).expect("room");
+        second.push(piece.clone(), &room).expect("room");
+        let error = second.push(piece.clone(), &room).expect_err("too much");
+        assert_eq!(error.status, StatusCode::TOO_MANY_REQUESTS);
+        let mut small = Body::default();
+        small
+            .push(Bytes::from_static(b"small"), &room)
+            .expect("small ones always pass");
+        drop(first);
+        drop(second);
+        let mut third = Body::default();
+        for _ in 0..2 {
+            third.push(piece.clone(), &room).expect("room again");
+        }
+        drop(third);
+        assert_eq!(room.kibibytes.available_permits(), 256);
+    }
+
+    #[test]
+    fn tiny_frames_become_few_pieces() {
+        let body = Body::of(&[&b"x"[..]; 10_000]);
+        assert_eq!(body.len(), 10_000);
+        assert!(body.frames.len() < 5, "{}", body.frames.len());
     }
 }

@@ -39,6 +39,8 @@ use crate::serving::Engine;
 pub struct Shared {
     pub config: Arc<Config>,
     pub engine: Engine,
+    /// For the bodies of all doors.
+    pub bodies: body::Room,
     /// One permit per connection.
     pub places: Arc<Semaphore>,
 }
@@ -270,9 +272,8 @@ impl Connection {
         };
         match Route::of(&parts.method, parts.uri.path())? {
             Route::Infer(target) => {
-                let limits = &self.shared.config.limits;
                 let resolve = || resolve(target);
-                infer::infer(resolve, limits, arrival, &parts.headers, incoming).await
+                infer::infer(resolve, &self.shared, arrival, &parts.headers, incoming).await
             }
             Route::Server => metadata::server(),
             Route::Live => metadata::live(),

@@ -101,6 +101,7 @@ impl Doors {
         let (closing, watch) = watch::channel(Closing::Open);
         let mut loops = JoinSet::new();
         let mut places = Vec::new();
+        let bodies = body::Room::new(config.limits.max_bodies_bytes);
         // Each door has its own places: strangers on the network cannot lock local callers out.
         let mut shared = || {
             let count = u32::try_from(config.limits.max_connections).unwrap_or(u32::MAX);
@@ -109,6 +110,7 @@ impl Doors {
             Arc::new(Shared {
                 config: Arc::clone(&config),
                 engine: engine.clone(),
+                bodies: bodies.clone(),
                 places: door,
             })
         };

@@ -3,23 +3,29 @@
 //! The kernel says who connected (SO_PEERCRED); the configuration says who may. Users and groups are
 //! resolved when the door opens, so a mistyped name stops the start and not some later request. A peer is
 //! let in if its user is listed, or if a listed group is its primary group or one that the system's user
-//! database gives that user. The database may be a network directory: it is asked on a thread of its own,
-//! and remembered for a minute.
+//! database gives that user. The database may be a network directory that hangs: it is asked on threads of its
+//! own, a few at most, for a limited time, and what it said is remembered for a minute.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CString;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use tokio::net::unix::UCred;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::auth::Gate;
 use crate::config::UnixDoor;
 
 /// Answers of the user database are good for this long.
 const REMEMBER: Duration = Duration::from_secs(60);
+/// And that it gave none, for this long.
+const REMEMBER_FAILURE: Duration = Duration::from_secs(5);
+/// Questions to the user database at once, and the time for one.
+const LOOKUPS: usize = 2;
+const LOOKUP_TIME: Duration = Duration::from_secs(5);
 /// Users remembered at once; beyond that all are forgotten.
 const REMEMBERED_USERS: usize = 1024;
 
@@ -28,7 +34,9 @@ const REMEMBERED_USERS: usize = 1024;
 pub struct Peers {
     users: BTreeSet<u32>,
     groups: BTreeSet<u32>,
+    /// Until when an answer is good, and the answer.
     memory: Mutex<HashMap<u32, (Instant, bool)>>,
+    lookups: Arc<Semaphore>,
 }
 
 impl Peers {
@@ -43,6 +51,7 @@ impl Peers {
                 .collect::<anyhow::Result<_>>()
                 .context("unix.allow_groups")?,
             memory: Mutex::default(),
+            lookups: Arc::new(Semaphore::new(LOOKUPS)),
         })
     }
 
@@ -81,27 +90,42 @@ impl Peers {
     /// Whether the user database puts this user into one of the groups.
     async fn is_member(&self, uid: u32) -> bool {
         if let Ok(memory) = self.memory.lock()
-            && let Some((when, member)) = memory.get(&uid)
-            && when.elapsed() < REMEMBER
+            && let Some((until, member)) = memory.get(&uid)
+            && Instant::now() < *until
         {
             return *member;
         }
-        let found = tokio::task::spawn_blocking(move || groups_of(uid)).await;
-        let member = match found {
-            Ok(Ok(groups)) => groups.iter().any(|gid| self.groups.contains(gid)),
-            Ok(Err(error)) => {
+        let looked_up = tokio::time::timeout(LOOKUP_TIME, self.look_up(uid)).await;
+        let looked_up = looked_up.unwrap_or_else(|_| {
+            bail!("the user database did not answer within {LOOKUP_TIME:?}");
+        });
+        let (member, good_for) = match looked_up {
+            Ok(groups) => (groups.iter().any(|g| self.groups.contains(g)), REMEMBER),
+            Err(error) => {
                 tracing::warn!(uid, "cannot look up the groups of a local user: {error:#}");
-                return false;
+                (false, REMEMBER_FAILURE)
             }
-            Err(_) => return false,
         };
         if let Ok(mut memory) = self.memory.lock() {
             if memory.len() >= REMEMBERED_USERS {
                 memory.clear();
             }
-            memory.insert(uid, (Instant::now(), member));
+            memory.insert(uid, (Instant::now() + good_for, member));
         }
         member
+    }
+
+    async fn look_up(&self, uid: u32) -> anyhow::Result<Vec<u32>> {
+        let turn = Arc::clone(&self.lookups).acquire_owned().await?;
+        let (sender, receiver) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("user-lookup".to_owned())
+            .spawn(move || {
+                // The turn is over when the database has answered, though nobody may listen any more.
+                let _turn = turn;
+                let _ = sender.send(groups_of(uid));
+            })?;
+        receiver.await?
     }
 }
 

@@ -224,6 +224,12 @@ fn check_tls(door: &TlsDoor, table: &mut Table) {
 fn check_limits(limits: &Limits, table: &mut Table) {
     const DAY_MS: u64 = 86_400_000;
     table.within("max_body_bytes", limits.max_body_bytes, 1024, 4 << 30);
+    table.within(
+        "max_bodies_bytes",
+        limits.max_bodies_bytes,
+        limits.max_body_bytes,
+        1 << 40,
+    );
     table.within("max_header_bytes", limits.max_header_bytes, 1024, 256 << 10);
     table.within("max_connections", limits.max_connections, 1, 100_000);
     table.within("header_timeout_ms", limits.header_timeout_ms, 100, DAY_MS);

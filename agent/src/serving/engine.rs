@@ -5,15 +5,13 @@
 //! when the last request that had found it is answered, so no swap fails a request.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::Duration;
 
 use edgeward_models::fleet::status::ActiveVersion;
 use edgeward_models::fleet::telemetry::ModelSample;
 use edgeward_models::package::InstalledVersion;
 use edgeward_models::{Manifest, ModelName, Version};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
@@ -51,7 +49,7 @@ pub(super) struct Shared {
     /// The version that answers, by the model's name.
     routes: RwLock<HashMap<String, Arc<Loaded>>>,
     events: broadcast::Sender<EngineEvent>,
-    closing: AtomicBool,
+    closing: watch::Sender<bool>,
     /// Versions that are being drained.
     drains: Mutex<Vec<JoinHandle<()>>>,
     /// Last samples of versions that ended.
@@ -115,7 +113,7 @@ impl Engine {
                 spawner,
                 routes: RwLock::default(),
                 events: broadcast::Sender::new(EVENTS_KEPT),
-                closing: AtomicBool::new(false),
+                closing: watch::Sender::new(false),
                 drains: Mutex::default(),
                 parted: Mutex::default(),
             }),
@@ -225,7 +223,7 @@ impl Engine {
             return Err(ServeError::UnknownModel(shortened(model)));
         };
         let manifest = loaded.manifest();
-        if self.shared.closing.load(Ordering::Relaxed) {
+        if *self.shared.closing.borrow() {
             return Err(ServeError::NotReady {
                 model: manifest.model.clone(),
                 reason: "the agent is shutting down".to_owned(),
@@ -247,7 +245,7 @@ impl Engine {
 
     /// Refuse new requests, let those in flight finish within `limits.drain_timeout`, end all workers.
     pub async fn shutdown(&self) {
-        self.shared.closing.store(true, Ordering::Relaxed);
+        self.shared.closing.send_replace(true);
         let versions = self.shared.versions();
         let partings = versions.into_iter().map(|loaded| self.shared.part(loaded));
         futures::future::join_all(partings).await;
@@ -282,14 +280,21 @@ impl Shared {
         drains.push(tokio::spawn(async move { shared.part(loaded).await }));
     }
 
-    /// Lets a version that is routed away finish, then ends it.
+    /// Lets a version that is routed away finish, then ends it. No request outlives its deadline, so only the
+    /// end of the agent cuts one short.
     async fn part(&self, loaded: Arc<Loaded>) {
-        let patience: Duration = self.config.limits.drain_timeout();
+        let mut closing = self.closing.subscribe();
+        let drained = tokio::select! {
+            drained = loaded.drain(self.config.limits.max_deadline()) => drained,
+            () = async { drop(closing.wait_for(|closing| *closing).await) } => {
+                loaded.drain(self.config.limits.drain_timeout()).await
+            }
+        };
         let manifest = loaded.manifest();
-        if !loaded.drain(patience).await {
+        if !drained {
             warn!(
                 model = %manifest.model, version = %manifest.version,
-                waited_ms = patience.as_millis() as u64, "requests still running when their version ended"
+                "requests still running when their version ended"
             );
         }
         loaded.end();

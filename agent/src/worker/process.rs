@@ -1,15 +1,18 @@
 //! A worker's process as the agent sees it: what it says on stderr, how it ended, and its end by force.
 //!
-//! One thread per worker reads stderr to its end and then waits for the process. Lines become log events
-//! with model and version; the last of them are kept, for they are often the only reason a crash gives.
+//! One thread per worker reads stderr until the process has ended, whoever else may hold the other end of it
+//! by then. Lines become log events with model and version; the last of them are kept, for they are often the
+//! only reason a crash gives.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::process::{Child, ChildStderr, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open};
 use tokio::sync::watch;
 
 /// Lines kept for the reason of a death.
@@ -42,7 +45,21 @@ impl Process {
         let pid = child.id();
         let living = Arc::new(Mutex::new(Pid::from_raw(pid as i32)));
         let (sender, exit) = watch::channel(None);
-        let (stderr, lives) = (child.stderr.take(), Arc::clone(&living));
+        let end = Pid::from_raw(pid as i32).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let end = match end {
+            Some(Ok(end)) => end,
+            unseen => {
+                // Nobody would notice its death.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(unseen.and_then(Result::err).map_or_else(
+                    || std::io::Error::other("the process has no number"),
+                    Into::into,
+                ));
+            }
+        };
+        let stderr = child.stderr.take().map(|stderr| Words { stderr, end });
+        let lives = Arc::clone(&living);
         std::thread::Builder::new()
             .name("worker-watch".to_owned())
             .stack_size(256 << 10)
@@ -133,8 +150,34 @@ fn signal_name(signal: i32) -> &'static str {
     }
 }
 
-/// Reads stderr to its end, logging line by line; returns the last lines.
-fn capture(stderr: ChildStderr, pid: u32, model: &str, version: &str) -> String {
+/// What a process writes on stderr, as long as it lives. The pipe itself may stay open longer: a worker that
+/// was taken over can send its end to a socket of ours.
+struct Words {
+    stderr: ChildStderr,
+    /// Readable once the process has ended.
+    end: OwnedFd,
+}
+
+impl Read for Words {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let (said, ended) = {
+            let mut both = [
+                PollFd::new(&self.stderr, PollFlags::IN),
+                PollFd::new(&self.end, PollFlags::IN),
+            ];
+            poll(&mut both, None)?;
+            (both[0].revents(), both[1].revents())
+        };
+        // What was said before the end is heard first.
+        if ended.is_empty() || said.contains(PollFlags::IN) {
+            return self.stderr.read(buffer);
+        }
+        Ok(0)
+    }
+}
+
+/// Reads stderr until the process has ended, logging line by line; returns the last lines.
+fn capture(stderr: Words, pid: u32, model: &str, version: &str) -> String {
     let mut lines = Lines::new(stderr);
     let mut kept = VecDeque::with_capacity(KEPT_LINES);
     let (mut window, mut logged, mut left_out) = (Instant::now(), 0, 0u64);
@@ -230,6 +273,22 @@ mod tests {
         assert_eq!(lines.next_line().as_deref(), Some("\u{fffd}\u{fffd}"));
         assert_eq!(lines.next_line().as_deref(), Some("last"));
         assert_eq!(lines.next_line(), None);
+    }
+
+    #[tokio::test]
+    async fn a_death_is_noticed_though_another_process_holds_its_stderr_open() {
+        let script = "sleep 30 >/dev/null & echo last >&2; kill -KILL $$";
+        let child = Command::new("/bin/sh")
+            .args(["-c", script])
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("sh");
+        let process = Process::watch(child, "m".to_owned(), "1.0.0".to_owned()).expect("watch");
+        let exit = tokio::time::timeout(Duration::from_secs(20), process.ended()).await;
+        let exit = exit.expect("noticed before the other process ended");
+        assert_eq!(exit.words, "killed by signal 9 (SIGKILL)");
+        assert_eq!(exit.stderr, "last");
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@
 
 use std::path::{Path, PathBuf};
 
+use edgeward_models::manifest::MAX_REQUEST_BYTES;
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope,
@@ -108,7 +109,12 @@ pub fn limit(setup: &Setup) -> Result<(), String> {
         DESCRIPTORS
     };
     // A core file would put inputs, which are patients' data, onto the disk.
-    let mut limits = vec![(Resource::Core, 0), (Resource::Nofile, files)];
+    // Shared memory counts as files: no answer is larger, and no other file is written.
+    let mut limits = vec![
+        (Resource::Core, 0),
+        (Resource::Nofile, files),
+        (Resource::Fsize, 2 * MAX_REQUEST_BYTES),
+    ];
     if setup.memory_limit_bytes > 0 {
         // Private writable memory. Not the address space: drivers of GPUs map far more than they use.
         limits.push((Resource::Data, setup.memory_limit_bytes));

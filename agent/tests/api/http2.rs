@@ -179,7 +179,7 @@ async fn bodies_and_headers_have_the_same_limits_as_ever() {
             config.limits.max_header_bytes = 2_000;
             config.limits.body_timeout_ms = 300;
         },
-        |_| {},
+        |manifest| manifest["max_request_bytes"] = (64 << 10).into(),
     )
     .await;
     let client = Client::unix(&device).await;

@@ -69,6 +69,62 @@ async fn a_body_too_large_is_413_before_it_is_sent_and_while_it_is() {
 }
 
 #[tokio::test]
+async fn a_body_that_the_model_cannot_need_is_413_long_before_the_limit_of_the_device() {
+    let device = Device::serving_changed(
+        "digits-1.0.0",
+        |config| config.limits.max_body_bytes = 64 << 20,
+        |_| {},
+    )
+    .await;
+    let mut client = device.client().await;
+    client
+        .send(format!(
+            "POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+            60 << 20
+        ))
+        .await;
+    let reply = client.reply().await.expect("answer");
+    assert_eq!(reply.status, 413);
+    assert!(reply.error().contains("this model"), "{}", reply.error());
+    device.close().await;
+}
+
+#[tokio::test]
+async fn bodies_that_are_too_much_together_are_told_to_come_later_and_small_ones_are_served() {
+    let device = Device::serving_changed(
+        "digits-1.0.0",
+        |config| {
+            config.limits.max_body_bytes = 180_000;
+            config.limits.max_bodies_bytes = 180_000;
+        },
+        |manifest| manifest["max_request_bytes"] = (256 << 10).into(),
+    )
+    .await;
+    let mut slow = device.client().await;
+    slow.send(format!(
+        "POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 150000\r\n\r\n"
+    ))
+    .await;
+    slow.send(vec![b' '; 149_000]).await;
+    // Its bytes arrive when they do: until then the second one finds room.
+    let (before, refused) = (Instant::now(), vec![b' '; 150_000]);
+    let reply = loop {
+        let reply = device.client().await.post(INFER, refused.clone()).await;
+        if reply.status == 429 {
+            break reply;
+        }
+        assert!(before.elapsed() < PATIENCE, "{}", reply.error());
+    };
+    assert!(reply.error().contains("180000 bytes"), "{}", reply.error());
+    assert!(reply.header("retry-after").is_some());
+    let small = device.client().await.post(INFER, "{}").await;
+    assert_eq!(small.status, 400, "read, and wrong in itself");
+    slow.send(vec![b' '; 1_000]).await;
+    assert_eq!(slow.reply().await.expect("answer").status, 400);
+    device.close().await;
+}
+
+#[tokio::test]
 async fn headers_too_large_are_431() {
     let device = small(|_| {}).await;
     let mut client = device.client().await;

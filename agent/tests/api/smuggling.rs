@@ -174,11 +174,7 @@ async fn bodies_of_two_gigabytes_and_more_are_refused_before_they_are_sent() {
             let mut client = sent(&device, &request).await;
             let reply = client.reply().await.expect("an answer");
             assert_eq!(reply.status, 413, "{length}");
-            assert!(
-                reply.error().contains("67108864 bytes"),
-                "{}",
-                reply.error()
-            );
+            assert!(reply.error().contains("196608 bytes"), "{}", reply.error());
             assert!(client.reply().await.is_none(), "the connection is closed");
         }
     }
@@ -188,10 +184,7 @@ async fn bodies_of_two_gigabytes_and_more_are_refused_before_they_are_sent() {
         &format!("{POST}Transfer-Encoding: chunked\r\n\r\nffffffff\r\n"),
     )
     .await;
-    let megabyte = vec![b' '; 1 << 20];
-    for _ in 0..65 {
-        client.send(&megabyte).await;
-    }
+    client.send(vec![b' '; 300_000]).await;
     assert_eq!(client.reply().await.expect("an answer").status, 413);
     device.close().await;
 }

@@ -151,6 +151,23 @@ async fn a_retired_model_finishes_what_it_has_and_is_unknown_afterwards() {
 }
 
 #[tokio::test]
+async fn a_request_that_takes_longer_than_a_shutdown_would_wait_is_answered_across_a_swap() {
+    let device = Device::with(|config| config.limits.drain_timeout_ms = 0);
+    device
+        .serve(&device.package("digits-1.0.0", |manifest, _| with_room(manifest)))
+        .await;
+    let pid = device.pid();
+    let request = device.slow_request(0.5);
+    until("the request runs", || device.busy()).await;
+    device.serve(&device.sample("digits-2.0.0")).await;
+    request
+        .await
+        .expect("join")
+        .expect("an answer of the old version");
+    until("the old worker ends", || !running(pid)).await;
+}
+
+#[tokio::test]
 async fn a_shutdown_answers_what_runs_refuses_what_comes_and_ends_the_workers() {
     let device = Device::new();
     device

@@ -25,6 +25,7 @@ use super::reply::{self, HEADER_LENGTH, Wish};
 use super::request::{Content, InferRequest};
 use crate::api::body::{self, Body};
 use crate::api::coding::Coding;
+use crate::api::connection::Shared;
 use crate::api::error::ApiError;
 use crate::config::Limits;
 use crate::serving::{Request, ServeError, Served};
@@ -40,21 +41,33 @@ const LONG_COPY: usize = 8 << 20;
 /// Answers one request that arrived at `arrival`. `resolve` finds the version that the path means.
 pub async fn infer(
     resolve: impl Fn() -> Result<Served, ApiError>,
-    limits: &Limits,
+    shared: &Shared,
     arrival: Instant,
     headers: &HeaderMap,
     incoming: &mut Incoming,
 ) -> Result<Response<Full<Bytes>>, ApiError> {
+    let limits = &shared.config.limits;
     // Asked twice: an unknown model is told before its body is read, and a slow body does not keep a version
     // alive that was replaced meanwhile.
-    drop(resolve()?);
+    let most = most_body_bytes(resolve()?.manifest());
+    let limit = if most < limits.max_body_bytes {
+        body::Limit {
+            bytes: most,
+            whose: "this model",
+        }
+    } else {
+        body::Limit {
+            bytes: limits.max_body_bytes,
+            whose: "this device",
+        }
+    };
     body::check_transfer(headers)?;
     let coding = Coding::of_body(headers)?;
     let json_length = number_header(headers, HEADER_LENGTH)?;
     let asked = asked_timeout(headers, limits)?;
     let patience = Duration::from_millis(limits.body_timeout_ms);
     let body_time = asked.map_or(patience, |asked| asked.min(patience));
-    let body = body::gather(incoming, coding, limits.max_body_bytes, body_time)
+    let body = body::gather(incoming, coding, limit, &shared.bodies, body_time)
         .await
         .map_err(|error| match asked {
             // The caller's own deadline, not ours, cut the body off.
@@ -65,13 +78,19 @@ pub async fn infer(
         })?;
 
     let served = resolve()?;
+    let (prepared, body) = on_time(
+        arrival,
+        asked.unwrap_or(limits.default_deadline()),
+        prepare_in_turn(served.manifest(), body, json_length),
+    )
+    .await?;
     let Prepared {
         json,
         timeout,
         bytes,
         fills,
         wish,
-    } = prepare(served.manifest(), &body, json_length)?;
+    } = prepared;
     let timeout = match asked.into_iter().chain(timeout).min() {
         None => limits.default_deadline(),
         Some(timeout) => within_limit(timeout, limits)?,
@@ -79,7 +98,8 @@ pub async fn infer(
     let request = served
         .begin(wish.signature, bytes, arrival + timeout)
         .await?;
-    let (request, fills) = fill(request, fills, json, body, &wish).await?;
+    let filled = fill(request, fills, json, body, &wish);
+    let (request, fills) = on_time(arrival, timeout, filled).await?;
     let answer = request.infer().await.map_err(|error| match error {
         // The one thing that differs from requests that the golden vectors proved to work.
         ServeError::Failed { model, reason } if inputs::has_free_dimensions(wish.signature()) => {
@@ -93,7 +113,30 @@ pub async fn infer(
     if !reply::is_long(&answer, &wish) {
         return reply::build(&answer, &wish);
     }
-    on_own_thread(move || reply::build(&answer, &wish)).await
+    let built = on_own_thread(move || reply::build(&answer, &wish));
+    on_time(arrival, timeout, built).await
+}
+
+/// More than any reasonable request for this model: JSON takes up to a dozen bytes per byte of a tensor.
+fn most_body_bytes(manifest: &Manifest) -> u64 {
+    const JSON_PER_BYTE: u64 = 16;
+    const HEADER: u64 = 64 << 10;
+    manifest
+        .request_bytes()
+        .saturating_mul(JSON_PER_BYTE)
+        .saturating_add(HEADER)
+}
+
+/// What may wait for a thread of its own is given up at the deadline like anything else.
+async fn on_time<T>(
+    arrival: Instant,
+    timeout: Duration,
+    work: impl Future<Output = Result<T, ApiError>>,
+) -> Result<T, ApiError> {
+    let deadline = (arrival + timeout).into();
+    let late = ServeError::Deadline(timeout.as_millis() as u64);
+    let done = tokio::time::timeout_at(deadline, work).await;
+    done.unwrap_or_else(|_| Err(late.into()))
 }
 
 /// A header that holds a whole number.
@@ -149,6 +192,20 @@ pub struct Prepared {
     /// In the signature's order.
     pub fills: Vec<Fill>,
     pub wish: Wish,
+}
+
+/// [`prepare`], on a thread of its own where there is much JSON.
+async fn prepare_in_turn(
+    manifest: &Arc<Manifest>,
+    body: Body,
+    json_length: Option<u64>,
+) -> Result<(Prepared, Body), ApiError> {
+    let json = json_length.unwrap_or(u64::MAX).min(body.len() as u64);
+    if json <= LONG_JSON as u64 {
+        return Ok((prepare(manifest, &body, json_length)?, body));
+    }
+    let manifest = Arc::clone(manifest);
+    on_own_thread(move || Ok((prepare(&manifest, &body, json_length)?, body))).await
 }
 
 /// Reads a whole body for the model of `manifest`. `json_length`: where its JSON ends, if a header says so.

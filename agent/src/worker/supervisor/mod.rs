@@ -179,6 +179,12 @@ impl Supervisor {
             .layout
             .write_message(&self.memory, lease.slot, &message);
         written.ok_or_else(|| WorkerError::Invoke("it brings too many inputs".to_owned()))?;
+        // From here to the push nothing waits: a caller that leaves in between would take with it a slot that
+        // the worker never sees.
+        let sent = match &own_memory {
+            Some(own) => self.send_parcel(id, own).await,
+            None => Ok(()),
+        };
         self.layout.set(&self.memory, lease.slot, State::Queued);
         {
             let mut running = lock(&self.running);
@@ -191,7 +197,7 @@ impl Supervisor {
                 id,
                 answer,
                 inputs: job.inputs,
-                own_memory: own_memory.clone(),
+                own_memory,
                 lease: Arc::clone(lease),
                 sent: Instant::now(),
                 seen_running: None,
@@ -204,14 +210,11 @@ impl Supervisor {
             finished: false,
         };
         self.busy.notify_one();
-        let handed_over = async {
-            if let Some(own) = &own_memory {
-                self.send_parcel(id, own).await?;
-            }
+        let push = || {
             self.queue
                 .push(&self.memory, self.layout.slots, lease.slot as u32)
         };
-        if let Err(error) = handed_over.await
+        if let Err(error) = sent.and_then(|()| push())
             // Its end is closed: its death is about to be noticed and fails this request too.
             && error.kind() != io::ErrorKind::BrokenPipe
         {
