@@ -68,6 +68,21 @@ filter = "info,edgeward_agent=debug"
         device
     }
 
+    /// A device with a copy of this one's state, below the same directory and not running: the same identity,
+    /// so only one of the two may be connected.
+    pub fn clone_as(&self, id: &str) -> Self {
+        let twin = Self::new(id, self.directory.parent().expect("a parent"));
+        twin.take_state(&self.state_directory());
+        twin
+    }
+
+    /// Begins with a copy of this state.
+    pub fn take_state(&self, state: &Path) {
+        let mut copy = Command::new("cp");
+        copy.arg("--archive").arg(state).arg(self.state_directory());
+        process::run(&mut copy).expect_success();
+    }
+
     /// Changes the configuration's text; the next start reads it. `from` must be in it.
     pub fn configure(&mut self, from: &str, to: &str) {
         assert!(

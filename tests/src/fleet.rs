@@ -24,13 +24,14 @@ impl Fleet {
     /// A fleet with a running, empty broker.
     pub fn with(kind: BrokerKind) -> Self {
         let mut fleet = Self::without_broker();
-        fleet.broker = Some(Broker::start(
-            kind,
-            fleet.port,
-            &fleet.home(),
-            fleet.directory(),
-        ));
+        fleet.start_broker(kind);
         fleet
+    }
+
+    /// Gives a fleet that had none a running, empty broker.
+    pub fn start_broker(&mut self, kind: BrokerKind) {
+        let broker = Broker::start(kind, self.port, &self.home(), self.directory());
+        self.broker = Some(broker);
     }
 
     /// A fleet whose broker's address nobody listens on.

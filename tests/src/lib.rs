@@ -11,6 +11,7 @@ pub mod binaries;
 pub mod broker;
 pub mod device;
 pub mod fleet;
+pub mod forge;
 pub mod http;
 pub mod load;
 pub mod overload;
