@@ -23,6 +23,7 @@ need curl curl
 need openssl openssl
 need mosquitto mosquitto
 need python3 python3
+if [ "${1:-}" = --tests ]; then need systemd-analyze systemd; fi
 if ! python3 -m pip --version >/dev/null 2>&1; then packages+=(python3-pip); fi
 if ! python3 -c 'import ensurepip' >/dev/null 2>&1; then packages+=(python3-venv); fi
 

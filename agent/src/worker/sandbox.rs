@@ -15,6 +15,7 @@ use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope,
 };
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -57,12 +58,7 @@ pub struct Sandbox {
 /// Puts the calling thread, and so all that it starts, into the sandbox.
 pub fn enter(setup: &Setup) -> Result<Sandbox, String> {
     rustix::thread::set_no_new_privs(true).map_err(|e| format!("no_new_privs: {e}"))?;
-    let nothing = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
-        inheritable: CapabilitySet::empty(),
-    };
-    rustix::thread::set_capabilities(None, nothing).map_err(|e| format!("capabilities: {e}"))?;
+    give_up_capabilities().map_err(|e| format!("capabilities: {e}"))?;
     let mut missing = Vec::new();
     if let Err(error) = restrict_files(&setup.delegate) {
         missing.push(format!("Landlock is missing ({error})"));
@@ -86,6 +82,19 @@ pub fn enter(setup: &Setup) -> Result<Sandbox, String> {
             filtered,
             plugin,
         }),
+    }
+}
+
+/// A service manager's filter may forbid the call: then there must be nothing to give up.
+fn give_up_capabilities() -> rustix::io::Result<()> {
+    const NOTHING: CapabilitySets = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    match rustix::thread::set_capabilities(None, NOTHING) {
+        Err(Errno::PERM) if rustix::thread::capabilities(None)? == NOTHING => Ok(()),
+        result => result,
     }
 }
 
@@ -170,4 +179,38 @@ fn restrict_files(delegate: &DelegateSetup) -> Result<(), String> {
         return Err("the kernel does not offer it".to_owned());
     }
     Ok(())
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+
+    use super::*;
+
+    /// Forbids capset to this thread.
+    fn forbid_capset() {
+        let rules = BTreeMap::from([(libc::SYS_capset, Vec::new())]);
+        let refuse = SeccompAction::Errno(libc::EPERM as u32);
+        let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, TargetArch::x86_64);
+        let program = BpfProgram::try_from(filter.expect("filter")).expect("program");
+        seccompiler::apply_filter(&program).expect("put on");
+    }
+
+    // Each test has a thread of its own, and capabilities and filters are a thread's.
+    #[test]
+    fn where_the_call_is_forbidden_having_no_capability_is_enough() {
+        give_up_capabilities().expect("allowed");
+        forbid_capset();
+        give_up_capabilities().expect("nothing to give up");
+    }
+
+    #[test]
+    fn where_the_call_is_forbidden_a_capability_is_an_error() {
+        let sets = rustix::thread::capabilities(None).expect("capabilities");
+        forbid_capset();
+        let kept = !(sets.effective | sets.permitted | sets.inheritable).is_empty();
+        assert_eq!(give_up_capabilities().is_err(), kept);
+    }
 }
