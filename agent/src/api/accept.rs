@@ -68,14 +68,18 @@ pub async fn tls(
                 tracing::debug!(%error, "cannot set TCP_NODELAY");
             }
             let limit = Duration::from_millis(shared.config.limits.header_timeout_ms);
-            let stream = match tokio::time::timeout(limit, tls.acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => {
-                    tracing::info!(%peer, "TLS handshake failed: {error}");
-                    return;
-                }
-                Err(_) => {
-                    tracing::info!(%peer, "TLS handshake took too long");
+            let shaken = tokio::time::timeout(limit, tls.acceptor.accept(stream)).await;
+            let problem = match shaken {
+                Ok(Ok(stream)) => Ok(stream),
+                Ok(Err(error)) => Err(format!("failed: {error}")),
+                Err(_) => Err("took too long".to_owned()),
+            };
+            let stream = match problem {
+                Ok(stream) => stream,
+                Err(problem) => {
+                    if let Some(left_out) = shared.refusals.line() {
+                        tracing::info!(%peer, left_out, "TLS handshake {problem}");
+                    }
                     return;
                 }
             };

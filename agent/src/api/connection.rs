@@ -31,6 +31,7 @@ use super::error::ApiError;
 use super::oip::{infer, metadata};
 use super::pulse::{Answering, Felt, Patience, Pulse, Verdict};
 use super::route::Route;
+use super::sparing::Sparing;
 use super::{body, coding};
 use crate::config::Config;
 use crate::serving::Engine;
@@ -43,6 +44,8 @@ pub struct Shared {
     pub bodies: body::Room,
     /// One permit per connection.
     pub places: Arc<Semaphore>,
+    /// Log lines about who was not let in.
+    pub refusals: Sparing,
 }
 
 /// How the doors end.
@@ -228,11 +231,10 @@ impl Connection {
         let token = match self.gate.admit(&parts.headers) {
             Ok(token) => token,
             Err(error) => {
-                tracing::warn!(
-                    status = error.status.as_u16(),
-                    "request refused: {}",
-                    error.text
-                );
+                if let Some(left_out) = self.shared.refusals.line() {
+                    let status = error.status.as_u16();
+                    tracing::warn!(status, left_out, "request refused: {}", error.text);
+                }
                 return refuse(error, &parts, &mut incoming, answering).await;
             }
         };

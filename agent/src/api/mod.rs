@@ -23,6 +23,7 @@ pub mod peers;
 mod pulse;
 mod refusal;
 pub mod route;
+mod sparing;
 pub mod tls;
 pub mod unix;
 
@@ -38,6 +39,7 @@ use tokio::task::JoinSet;
 
 use self::connection::{Closing, Shared};
 use self::peers::Peers;
+use self::sparing::Sparing;
 use self::tls::Tls;
 use self::unix::SocketFile;
 use crate::config::Config;
@@ -112,6 +114,7 @@ impl Doors {
                 engine: engine.clone(),
                 bodies: bodies.clone(),
                 places: door,
+                refusals: Sparing::new(),
             })
         };
         match &self.file {
