@@ -30,6 +30,7 @@ pub struct Config {
     pub tls: Option<TlsDoor>,
     pub limits: Limits,
     pub tflite: Tflite,
+    pub power: Power,
     /// Delegate libraries of this device, by the names that manifests use.
     pub delegates: BTreeMap<DelegateName, DelegateProfile>,
     pub sandbox: Sandbox,
@@ -48,6 +49,7 @@ impl Default for Config {
             tls: None,
             limits: Limits::default(),
             tflite: Tflite::default(),
+            power: Power::default(),
             delegates: BTreeMap::new(),
             sandbox: Sandbox::Enforced,
             fleet: None,
@@ -180,6 +182,22 @@ impl Limits {
 
     pub fn drain_timeout(&self) -> Duration {
         Duration::from_millis(self.drain_timeout_ms)
+    }
+}
+
+/// What speed may cost.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Power {
+    /// While requests follow each other closely, idle cores do not sleep (`/dev/cpu_dma_latency`).
+    pub awake_under_load: bool,
+}
+
+impl Default for Power {
+    fn default() -> Self {
+        Self {
+            awake_under_load: true,
+        }
     }
 }
 

@@ -27,6 +27,7 @@ use tokio::sync::{Semaphore, watch};
 use tracing::Instrument;
 
 use super::auth::Gate;
+use super::awake::Awake;
 use super::error::ApiError;
 use super::oip::{infer, metadata};
 use super::pulse::{Answering, Felt, Patience, Pulse, Verdict};
@@ -42,6 +43,7 @@ pub struct Shared {
     pub engine: Engine,
     /// For the bodies of all doors.
     pub bodies: body::Room,
+    pub awake: Option<Arc<Awake>>,
     /// One permit per connection.
     pub places: Arc<Semaphore>,
     /// Log lines about who was not let in.
@@ -274,6 +276,9 @@ impl Connection {
         };
         match Route::of(&parts.method, parts.uri.path())? {
             Route::Infer(target) => {
+                if let Some(awake) = &self.shared.awake {
+                    awake.note(arrival);
+                }
                 let resolve = || resolve(target);
                 infer::infer(resolve, &self.shared, arrival, &parts.headers, incoming).await
             }

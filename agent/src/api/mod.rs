@@ -11,6 +11,7 @@
 
 mod accept;
 mod auth;
+mod awake;
 pub mod body;
 pub mod coding;
 mod connection;
@@ -28,6 +29,7 @@ pub mod tls;
 pub mod unix;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +39,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use self::awake::Awake;
 use self::connection::{Closing, Shared};
 use self::peers::Peers;
 use self::sparing::Sparing;
@@ -104,6 +107,7 @@ impl Doors {
         let mut loops = JoinSet::new();
         let mut places = Vec::new();
         let bodies = body::Room::new(config.limits.max_bodies_bytes);
+        let awake = keep_awake(&config);
         // Each door has its own places: strangers on the network cannot lock local callers out.
         let mut shared = || {
             let count = u32::try_from(config.limits.max_connections).unwrap_or(u32::MAX);
@@ -113,6 +117,7 @@ impl Doors {
                 config: Arc::clone(&config),
                 engine: engine.clone(),
                 bodies: bodies.clone(),
+                awake: awake.clone(),
                 places: door,
                 refusals: Sparing::new(),
             })
@@ -164,6 +169,23 @@ impl OpenDoors {
         }
         let _ = self.closing.send(Closing::Now);
     }
+}
+
+/// What keeps cores awake under load, if it is wanted and may be had.
+fn keep_awake(config: &Config) -> Option<Arc<Awake>> {
+    if !config.power.awake_under_load {
+        return None;
+    }
+    let opened = Awake::open(Path::new(awake::DEVICE));
+    opened
+        .inspect_err(|error| {
+            tracing::info!(
+                %error,
+                "{} cannot be opened: cores may sleep between requests, which then take longer",
+                awake::DEVICE
+            );
+        })
+        .ok()
 }
 
 /// The latest time that the fleet's verified documents proved, if this device is a member of one.
