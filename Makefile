@@ -9,7 +9,7 @@ help:
 	@echo "make stop        ends what KEEP=1 make run left up"
 	@echo "make test        format, clippy, all tests"
 	@echo "make fuzz        each parser of foreign bytes for ten minutes (SECONDS_EACH=60 for a minute)"
-	@echo "make soak        ten times the load that a device can bear, held to strict figures"
+	@echo "make soak        ten times the load that a device can bear; a power cut at every moment of an installation"
 	@echo "make bench       latency beside the bare interpreter, into target/bench/summary.json"
 	@echo "make deny        licences, sources and bans of all dependencies (builds cargo-deny: minutes)"
 	@echo "make setup       only the preparation"
@@ -37,6 +37,8 @@ soak:
 	@tests/setup.sh --tests
 	cargo build --release --locked --workspace --bins
 	$${CARGO_TARGET_DIR:-target}/release/soak
+	cargo build --locked --workspace --bins
+	EDGEWARD_SOAK=1 cargo test --locked --workspace --test power_cut -- --nocapture
 
 bench:
 	@tests/setup.sh --tests

@@ -10,7 +10,8 @@ cd "$(dirname "$0")/.."
 
 say() { echo "setup: $*" >&2; }
 
-# Debian packages. mosquitto: the broker of the scenarios; curl: the client of `make run`; the compilers: C
+# Debian packages. mosquitto: the broker of the scenarios; curl: the client of `make run`; strace: records
+# what an installation does to the disk; the compilers: C
 # inside aws-lc and zstd, the tests' own delegate library. (aws-lc needs no cmake on these architectures.)
 packages=()
 need() { # PROGRAM-OR-FILE PACKAGE
@@ -22,6 +23,7 @@ need /usr/include/stdlib.h libc6-dev
 need curl curl
 need openssl openssl
 need mosquitto mosquitto
+need strace strace
 need python3 python3
 if [ "${1:-}" = --tests ]; then need systemd-analyze systemd; fi
 if ! python3 -m pip --version >/dev/null 2>&1; then packages+=(python3-pip); fi

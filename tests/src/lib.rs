@@ -10,6 +10,7 @@
 pub mod binaries;
 pub mod broker;
 pub mod device;
+pub mod disk;
 pub mod fleet;
 pub mod forge;
 pub mod http;
@@ -22,6 +23,7 @@ pub mod publisher;
 pub mod python;
 pub mod relay;
 pub mod site;
+pub mod strace;
 pub mod wait;
 
 pub use broker::BrokerKind;
