@@ -128,7 +128,7 @@ fn systemd_is_told_when_the_doors_are_open_while_they_answer_and_when_they_close
     let output = agent.finish();
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(text.contains("SIGHUP does not reload"), "{text}");
+    assert!(text.contains("SIGHUP: there is no TLS door"), "{text}");
     assert!(!device.door().exists(), "the socket is removed");
 }
 

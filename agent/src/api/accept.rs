@@ -51,7 +51,7 @@ pub async fn unix(
 /// Runs the TLS door until the doors close.
 pub async fn tls(
     listener: TcpListener,
-    tls: Tls,
+    tls: watch::Receiver<Tls>,
     shared: Arc<Shared>,
     closing: watch::Receiver<Closing>,
 ) {
@@ -60,7 +60,8 @@ pub async fn tls(
         let Some((stream, peer)) = turns.accepted(listener.accept()).await else {
             continue;
         };
-        let (tls, shared, closing) = (tls.clone(), Arc::clone(&shared), closing.clone());
+        let (shared, closing) = (Arc::clone(&shared), closing.clone());
+        let tls = tls.borrow().clone();
         tokio::spawn(async move {
             let _place = place;
             // Small answers must not wait for the peer's acknowledgement of the last one.

@@ -64,6 +64,8 @@ pub struct OpenDoors {
     /// Of each door, with how many there are.
     places: Vec<(Arc<Semaphore>, u32)>,
     file: Option<SocketFile>,
+    /// Those of the TLS door, for the connections that come next.
+    keys: Option<watch::Sender<Tls>>,
     drain: Duration,
 }
 
@@ -127,7 +129,10 @@ impl Doors {
             None => tracing::info!("Unix socket of systemd open"),
         }
         loops.spawn(accept::unix(self.unix, self.peers, shared(), watch.clone()));
+        let mut keys = None;
         if let Some((listener, tls)) = self.tls {
+            let (sender, tls) = watch::channel(tls);
+            keys = Some(sender);
             if let Ok(address) = listener.local_addr() {
                 tracing::info!(%address, "TLS door open");
             }
@@ -138,6 +143,7 @@ impl Doors {
             loops,
             places,
             file: self.file,
+            keys,
             drain: config.limits.drain_timeout(),
         }
     }
@@ -149,6 +155,18 @@ impl OpenDoors {
         self.places
             .iter()
             .any(|(places, _)| places.available_permits() == 0)
+    }
+
+    /// Reads the TLS door's certificates and key again, for connections from now on; `false` if there is no such
+    /// door. If something is wrong with them, those in use stay.
+    pub fn read_keys_again(&self, config: &Config) -> anyhow::Result<bool> {
+        let (Some(keys), Some(door)) = (&self.keys, &config.tls) else {
+            return Ok(false);
+        };
+        let fresh = Tls::new(door, proven_time(config))
+            .context("cannot use the TLS door's certificates and key as they are now")?;
+        keys.send_replace(fresh);
+        Ok(true)
     }
 
     /// Stops accepting, lets requests in flight finish within the drain time, closes.

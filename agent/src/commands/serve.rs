@@ -10,7 +10,7 @@ use edgeward_models::durable;
 use sd_notify::NotifyState;
 use tracing::{info, warn};
 
-use crate::api::Doors;
+use crate::api::{Doors, OpenDoors};
 use crate::config::Config;
 use crate::serving::Engine;
 use crate::shutdown::Signals;
@@ -72,7 +72,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     info!(models = engine.models().len(), "serving");
 
     tokio::select! {
-        signal = signals.stop() => info!(signal, "stopping"),
+        signal = signals.stop_or(|| read_keys_again(&doors, &config)) => info!(signal, "stopping"),
         () = watchdog::feed(&engine, &doors, &config.unix.path) => {}
     }
     tell_systemd(NotifyState::Stopping);
@@ -86,6 +86,19 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
         signal = signals.stop() => warn!(signal, "told twice: stopped without waiting for requests"),
     }
     Ok(())
+}
+
+/// What SIGHUP is for: a certificate is replaced while requests are answered.
+fn read_keys_again(doors: &OpenDoors, config: &Config) {
+    match doors.read_keys_again(config) {
+        Ok(true) => info!(
+            "SIGHUP: the TLS door's certificates and key were read again; a changed configuration needs a restart"
+        ),
+        Ok(false) => warn!(
+            "SIGHUP: there is no TLS door whose keys could be read again; a changed configuration needs a restart"
+        ),
+        Err(error) => warn!("SIGHUP: {error:#}; those in use stay"),
+    }
 }
 
 /// Outside of systemd there is nobody to tell, which is no error.

@@ -121,6 +121,12 @@ impl Device {
         self.engine.shutdown().await;
     }
 
+    /// As SIGHUP does.
+    pub fn read_keys_again(&self) -> anyhow::Result<bool> {
+        let doors = self.doors.as_ref().expect("open doors");
+        doors.read_keys_again(&self.config)
+    }
+
     /// Ends the doors only, as the beginning of a shutdown.
     pub fn close_doors(&mut self) -> impl Future<Output = ()> + 'static {
         self.doors.take().expect("open doors").close()

@@ -240,6 +240,54 @@ async fn strangers_are_refused() {
 }
 
 #[tokio::test]
+async fn a_replaced_certificate_is_used_for_new_connections_and_a_wrong_one_is_not() {
+    let mut site = Site::new();
+    let door = TlsDoor {
+        client_ca: Some(site.path("clients.pem")),
+        ..site.door()
+    };
+    let device = device(door).await;
+    let certificate = site.client_certificate();
+    let open = connect(&device, &site, Some(&certificate), rustls::ALL_VERSIONS).await;
+    let mut open = Client::over(open.expect("connect"));
+    assert_eq!(open.get("/v2").await.status, 200);
+
+    // A key that is not the certificate's: nothing changes.
+    let right = std::fs::read(site.path("server.key")).expect("read");
+    let (_, other) = site
+        .server
+        .sign("other", ExtendedKeyUsagePurpose::ServerAuth);
+    std::fs::write(site.path("server.key"), other).expect("write");
+    let error = device.read_keys_again().expect_err("a wrong key");
+    assert!(
+        format!("{error:#}").contains("do not belong together"),
+        "{error:#}"
+    );
+    std::fs::write(site.path("server.key"), right).expect("write");
+    assert_eq!(ask(&device, &site, Some(&certificate), None).await, Ok(200));
+
+    // Everything new, the clients' authority too.
+    let (server, clients) = (Authority::new("server CA 2"), Authority::new("client CA 2"));
+    let (pem, key) = server.sign("device", ExtendedKeyUsagePurpose::ServerAuth);
+    std::fs::write(site.path("server.pem"), pem).expect("write");
+    std::fs::write(site.path("server.key"), key).expect("write");
+    std::fs::write(site.path("clients.pem"), &clients.pem).expect("write");
+    assert!(device.read_keys_again().expect("keys"));
+    ask(&device, &site, Some(&certificate), None)
+        .await
+        .expect_err("the old authority is still believed");
+    (site.server, site.clients) = (server, clients);
+    ask(&device, &site, Some(&certificate), None)
+        .await
+        .expect_err("a certificate of the old authority was let in");
+    let certificate = site.client_certificate();
+    assert_eq!(ask(&device, &site, Some(&certificate), None).await, Ok(200));
+    // Whoever is connected stays so.
+    assert_eq!(open.get("/v2").await.status, 200);
+    device.close().await;
+}
+
+#[tokio::test]
 async fn tokens_open_the_door_and_nothing_else_does() {
     let site = Site::new();
     let door = TlsDoor {
