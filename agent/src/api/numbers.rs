@@ -1,12 +1,20 @@
 //! Tensor data as JSON: text into a slot's memory, a slot's memory into text.
 //!
-//! [`read`] parses `data` (flat or nested, row-major) straight into the bytes that the model will read: no
-//! list of numbers is built in between. It is strict JSON, refuses what the datatype cannot hold and never
-//! writes outside `out`. Errors name the element by its index and never repeat a value: values are the
-//! caller's data and errors are logged.
+//! What a number means here, in both directions:
 //!
-//! [`write`] gives the shortest text that reads back as the same number. JSON has no word for NaN and
-//! infinities, so such an output is an error here ([`NotFinite`]); the binary form can carry it.
+//! | datatype | JSON |
+//! |---|---|
+//! | FP32, FP64 | any JSON number (RFC 8259), read as the nearest value, halves to even, `-0` with its sign; too small for the datatype is 0, too large is refused. Written as the shortest text that reads back as the same value |
+//! | INT8 … UINT64 | a JSON number without fraction and exponent, exact in all 64 bits: it is never a float on the way. Outside of the datatype's range is refused |
+//! | BOOL | `true` or `false`, no numbers |
+//! | NaN, infinities | none: JSON has no word for them, and a reader that invents one cannot be read by others. As input they are refused (400), an output that holds one is not written ([`NotFinite`], 422). The binary form carries every bit |
+//!
+//! Anything that is not JSON (`01`, `+1`, `.5`, `1.`, `0x1`, `NaN`, `1_000`) is refused, however long or large it
+//! is. Errors name the element by its index and never repeat a value: values are the caller's data and errors
+//! are logged.
+//!
+//! [`read`] parses `data` (flat or nested, row-major) straight into the bytes that the model will read: no
+//! list of numbers is built in between, and nothing outside `out` is written.
 
 use edgeward_models::manifest::Datatype;
 
@@ -85,8 +93,10 @@ pub fn read(datatype: Datatype, text: &[u8], out: &mut [u8]) -> Result<(), DataE
             element,
             expected: match datatype {
                 Datatype::Bool => "true or false",
-                Datatype::Fp32 | Datatype::Fp64 => "a number",
-                _ => "an integer",
+                Datatype::Fp32 | Datatype::Fp64 => {
+                    "a JSON number (NaN and infinities are none: send them as binary data)"
+                }
+                _ => "an integer without fraction and exponent",
             },
         },
         Failure::Element(element, Wrong::Range) => DataError::Range {
@@ -346,6 +356,65 @@ mod tests {
         for text in ["1.0", "1e2", "true", "01"] {
             assert!(read_one(Datatype::Int32, text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn sixty_four_bits_come_back_exactly_and_never_as_floats() {
+        for value in [
+            i64::MIN,
+            i64::MIN + 1,
+            -9007199254740993,
+            9007199254740993,
+            i64::MAX,
+        ] {
+            let text = format!("[{value}]");
+            let mut out = [0; 8];
+            read(Datatype::Int64, text.as_bytes(), &mut out).expect("read");
+            assert_eq!(i64::from_le_bytes(out), value);
+            let mut written = Vec::new();
+            write(Datatype::Int64, &out, &mut written).expect("written");
+            assert_eq!(String::from_utf8(written).expect("text"), text);
+        }
+        let text = format!("[{}]", u64::MAX - 1);
+        let mut out = [0; 8];
+        read(Datatype::Uint64, text.as_bytes(), &mut out).expect("read");
+        assert_eq!(u64::from_le_bytes(out), u64::MAX - 1);
+    }
+
+    #[test]
+    fn odd_floats_are_what_they_say_or_refused() {
+        let digits = format!("1{}", "0".repeat(30_000));
+        let fraction = format!("0.{}1e30000", "0".repeat(29_999));
+        for (text, value) in [
+            ("-0", Some(-0.0f32)),
+            ("-0.0e5", Some(-0.0)),
+            ("1E2", Some(100.0)),
+            ("1e+2", Some(100.0)),
+            ("100e-2", Some(1.0)),
+            ("0e999999999999", Some(0.0)),
+            ("1e-999999999999", Some(0.0)),
+            ("1e-46", Some(0.0)),
+            ("1e-45", Some(f32::from_bits(1))),
+            ("340282346638528859811704183484516925440", Some(f32::MAX)),
+            (&fraction, Some(1.0)),
+            (&digits, None),
+            ("3.5e38", None),
+            ("1e999999999999", None),
+        ] {
+            let read = read_f32(&format!("[{text}]"), 1);
+            let shown = &text[..text.len().min(40)];
+            match value {
+                Some(value) => {
+                    assert_eq!(read.expect(shown)[0].to_bits(), value.to_bits(), "{shown}");
+                }
+                None => assert!(matches!(read, Err(DataError::Range { .. })), "{shown}"),
+            }
+        }
+        let error = read_f32("[1,NaN]", 2).expect_err("NaN").to_string();
+        assert!(
+            error.contains("element 1") && error.contains("binary"),
+            "{error}"
+        );
     }
 
     #[test]

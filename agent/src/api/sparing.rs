@@ -59,7 +59,9 @@ mod tests {
     fn a_flood_of_lines_is_a_few_and_a_number() {
         let sparing = Sparing::new();
         let start = Instant::now();
-        let written = (0..1000).filter(|_| sparing.line_at(start).is_some()).count();
+        let written = (0..1000)
+            .filter(|_| sparing.line_at(start).is_some())
+            .count();
         assert_eq!(written, LINES as usize);
         assert_eq!(sparing.line_at(start + 2 * PERIOD), Some(995));
         assert_eq!(sparing.line_at(start + 2 * PERIOD), Some(0));

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use edgeward_agent::api::body::Body;
+use edgeward_agent::api::coding::{Coding, Unpacker};
 use edgeward_agent::api::numbers;
 use edgeward_agent::api::oip::infer::prepare;
 use edgeward_agent::api::oip::request::{Content, InferRequest};
@@ -27,6 +28,42 @@ pub fn path(data: &[u8]) {
             assert!(path.contains(target.model) && !target.model.contains('/'));
         }
     }
+}
+
+/// A compressed body in two parts, the first of the length that the second and third byte say. However it comes, it
+/// swells in small pieces and becomes the same.
+pub fn content_coding(data: &[u8]) {
+    let Some((coding, rest)) = data.split_first() else {
+        return;
+    };
+    let Some((cut, packed)) = small(rest) else {
+        return;
+    };
+    let coding = if coding % 2 == 0 {
+        Coding::Gzip
+    } else {
+        Coding::Deflate
+    };
+    let unpacked = |parts: [&[u8]; 2]| {
+        let mut unpacker = Unpacker::new(coding);
+        let mut whole = Vec::new();
+        for part in parts {
+            let mut part = Bytes::copy_from_slice(part);
+            while !part.is_empty() {
+                // A few megabytes are enough of a bomb.
+                if whole.len() > 4 << 20 {
+                    return None;
+                }
+                let piece = unpacker.unpack(&mut part).ok()?;
+                assert!(piece.len() <= 128 << 10, "a piece of {} bytes", piece.len());
+                whole.extend_from_slice(&piece);
+            }
+        }
+        whole.extend_from_slice(&unpacker.finish().ok()?);
+        Some(whole)
+    };
+    let parts = packed.split_at(usize::from(cut).min(packed.len()));
+    assert_eq!(unpacked([packed, b""]), unpacked(parts.into()));
 }
 
 /// The JSON of an infer request with so many binary bytes behind it.
