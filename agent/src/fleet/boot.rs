@@ -83,6 +83,7 @@ async fn start(
     }
     let failure = failure?;
     error!(%model, version = %active.version, problem = %failure.reason, "the active version does not run");
+    workshop.engine.lacks(model, &failure.reason);
     workshop.board.model(model, |line| {
         line.phase = Phase::BackingOff;
         line.reason = Some(failure.reason.clone());

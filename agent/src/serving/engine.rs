@@ -4,7 +4,7 @@
 //! calls `prepare` then `activate`; the doors call `resolve`. A version that was routed away is ended only
 //! when the last request that had found it is answered, so no swap fails a request.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, RwLock};
 
 use edgeward_models::fleet::status::ActiveVersion;
@@ -48,6 +48,8 @@ pub(super) struct Shared {
     pub(super) spawner: Spawner,
     /// The version that answers, by the model's name.
     routes: RwLock<HashMap<String, Arc<Loaded>>>,
+    /// Models that should be served and are not, with the reason.
+    lacking: RwLock<BTreeMap<ModelName, String>>,
     events: broadcast::Sender<EngineEvent>,
     closing: watch::Sender<bool>,
     /// Versions that are being drained.
@@ -112,6 +114,7 @@ impl Engine {
                 config,
                 spawner,
                 routes: RwLock::default(),
+                lacking: RwLock::default(),
                 events: broadcast::Sender::new(EVENTS_KEPT),
                 closing: watch::Sender::new(false),
                 drains: Mutex::default(),
@@ -169,6 +172,7 @@ impl Engine {
             choice,
             refused,
         ));
+        self.shared.write_lacking().remove(&manifest.model);
         let before = self
             .shared
             .write_routes()
@@ -181,10 +185,23 @@ impl Engine {
 
     /// Stops serving a model; in-flight requests finish.
     pub async fn retire(&self, model: &ModelName) {
+        self.shared.write_lacking().remove(model);
         let removed = self.shared.write_routes().remove(model.as_str());
         if let Some(loaded) = removed {
             self.shared.part(loaded).await;
         }
+    }
+
+    /// Takes note that a model should be served here and cannot be, until a version of it is activated: requests
+    /// are told to come later, and this device is not ready.
+    pub fn lacks(&self, model: &ModelName, reason: &str) {
+        let mut lacking = self.shared.write_lacking();
+        lacking.insert(model.clone(), reason.to_owned());
+    }
+
+    /// Models that should be served and are not, with the reason.
+    pub fn lacking(&self) -> BTreeMap<ModelName, String> {
+        self.shared.read_lacking().clone()
     }
 
     pub fn models(&self) -> Vec<ServedModel> {
@@ -220,7 +237,7 @@ impl Engine {
     pub fn resolve(&self, model: &str, version: Option<&str>) -> Result<Served, ServeError> {
         let routes = self.shared.read_routes();
         let Some(loaded) = routes.get(model) else {
-            return Err(ServeError::UnknownModel(shortened(model)));
+            return Err(self.shared.not_served(model));
         };
         let manifest = loaded.manifest();
         if *self.shared.closing.borrow() {
@@ -307,6 +324,27 @@ impl Shared {
             parted.push(last);
         }
         info!(model = %manifest.model, version = %manifest.version, "version unloaded");
+    }
+
+    /// Why nothing answers for a model.
+    fn not_served(&self, model: &str) -> ServeError {
+        let lacking = self.read_lacking();
+        match lacking.iter().find(|(name, _)| name.as_str() == model) {
+            Some((name, reason)) => ServeError::NotReady {
+                model: name.clone(),
+                reason: reason.clone(),
+                retry_after_seconds: RETRY_AFTER_RESTART_SECONDS,
+            },
+            None => ServeError::UnknownModel(shortened(model)),
+        }
+    }
+
+    fn read_lacking(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<ModelName, String>> {
+        self.lacking.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn write_lacking(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<ModelName, String>> {
+        self.lacking.write().unwrap_or_else(|e| e.into_inner())
     }
 
     fn read_routes(&self) -> std::sync::RwLockReadGuard<'_, HashMap<String, Arc<Loaded>>> {

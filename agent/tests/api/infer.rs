@@ -381,3 +381,28 @@ async fn bodies_in_chunks_and_pipelined_requests_are_answered_in_order() {
     }
     device.close().await;
 }
+
+#[tokio::test]
+async fn a_model_that_should_be_served_and_is_not_makes_the_device_unready_and_is_no_stranger() {
+    let device = Device::serving("digits-1.0.0").await;
+    let missing = "missing".parse().expect("name");
+    device.engine.lacks(&missing, "its file is damaged");
+    let mut client = device.client().await;
+    for path in ["/v2/health/ready", "/v2/models/missing/ready"] {
+        let reply = client.get(path).await;
+        assert_eq!(reply.status, 503, "{path}");
+        assert!(
+            reply.error().contains("missing") && reply.error().contains("damaged"),
+            "{}",
+            reply.error()
+        );
+    }
+    let reply = client.post("/v2/models/missing/infer", "{}").await;
+    assert_eq!(reply.status, 503);
+    assert!(reply.header("retry-after").is_some());
+    assert_eq!(client.get("/v2/models/digits/ready").await.status, 200);
+    device.engine.retire(&missing).await;
+    assert_eq!(client.get("/v2/health/ready").await.status, 200);
+    assert_eq!(client.get("/v2/models/missing/ready").await.status, 404);
+    device.close().await;
+}

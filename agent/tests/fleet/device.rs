@@ -122,9 +122,13 @@ impl Device {
     }
 
     /// The version that the engine answers with.
-    pub fn serves(&self, model: &str) -> Option<String> {
+    pub fn engine(&self) -> &Engine {
         let (_, engine) = self.running.as_ref().expect("running");
-        let served = engine.models();
+        engine
+    }
+
+    pub fn serves(&self, model: &str) -> Option<String> {
+        let served = self.engine().models();
         let served = served.into_iter().find(|m| m.model.as_str() == model)?;
         served.ready.then(|| served.active.version.to_string())
     }

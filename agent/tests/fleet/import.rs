@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use edgeward_agent::fleet::reconcile::ImportOutcome;
+use edgeward_agent::serving::ServeError;
 use edgeward_models::fleet::status::Phase;
 
 use crate::device::Device;
@@ -89,6 +90,64 @@ async fn a_version_off_its_golden_vectors_is_tried_once_per_rollout_and_the_old_
     assert_eq!(outcome, ImportOutcome::Refused, "{text}");
     assert_eq!(device.audited("version-quarantined"), 2);
     assert_eq!(device.serves("digits").as_deref(), Some("1.0.0"));
+}
+
+#[tokio::test]
+async fn the_only_version_when_damaged_is_fetched_again_from_the_same_repository() {
+    let mut site = Site::new();
+    let mut device = Device::new(&site, None);
+    device.start().await;
+    site.push("digits-1.0.0", "r1");
+    let stick = site.export("stick");
+    device.import(&stick).await;
+    device.stop().await;
+    damage(&device.state().join("versions/digits/1.0.0/model.tflite"));
+    device.start().await;
+    assert_eq!(device.serves("digits"), None);
+    // It is missed, which is not the same as unknown.
+    let lacking = device.engine().lacking();
+    let reason = lacking.get(&"digits".parse().expect("name"));
+    assert!(
+        reason.is_some_and(|r| r.contains("digest")),
+        "{lacking:?}: what is wrong with it"
+    );
+    let error = device.engine().resolve("digits", None).err();
+    assert!(
+        matches!(error, Some(ServeError::NotReady { .. })),
+        "{error:?}"
+    );
+    assert_eq!(lacking.len(), 1);
+    let (outcome, text) = device.import(&stick).await;
+    assert_eq!(outcome, ImportOutcome::Applied, "{text}");
+    assert_eq!(device.serves("digits").as_deref(), Some("1.0.0"));
+    assert!(device.engine().lacking().is_empty());
+    device.restart().await;
+    assert_eq!(device.serves("digits").as_deref(), Some("1.0.0"));
+}
+
+#[tokio::test]
+async fn a_version_that_could_not_be_loaded_at_the_start_comes_back_whatever_becomes_of_a_wish() {
+    let mut site = Site::new();
+    let mut device = Device::new(&site, None);
+    device.start().await;
+    site.push("digits-1.0.0", "r1");
+    device.import(&site.export("stick-1")).await;
+    device.stop().await;
+    let library = device.config().tflite.library.clone();
+    let elsewhere = device.state().join("library.so");
+    device.config().tflite.library = elsewhere.clone();
+    device.start().await;
+    assert_eq!(device.serves("digits"), None);
+    // A wish that fails for as long as it is tried: a chunk is not what was signed.
+    site.push("digits-2.0.0", "r2");
+    let stick = site.export("stick-2");
+    for chunk in walk(&stick.join("chunks")) {
+        damage(&chunk);
+    }
+    let (outcome, text) = device.import(&stick).await;
+    assert_ne!(outcome, ImportOutcome::Applied, "{text}");
+    std::os::unix::fs::symlink(&library, &elsewhere).expect("the library comes back");
+    device.wait_serves("digits", "1.0.0").await;
 }
 
 #[tokio::test]

@@ -46,6 +46,12 @@ pub fn ready(engine: &Engine) -> Answered {
         .iter()
         .filter(|m| !m.ready)
         .map(why)
+        .chain(
+            engine
+                .lacking()
+                .iter()
+                .map(|(model, reason)| not_ready(model.as_str(), reason)),
+        )
         .collect();
     if unready.is_empty() {
         return Ok(json(StatusCode::OK, &json!({ "ready": true })));
@@ -57,11 +63,15 @@ pub fn ready(engine: &Engine) -> Answered {
 }
 
 fn why(model: &ServedModel) -> String {
-    format!(
-        "model {} is not ready: {}",
-        model.model,
-        model.reason.as_deref().unwrap_or("it does not answer now")
+    let reason = model.reason.as_deref();
+    not_ready(
+        model.model.as_str(),
+        reason.unwrap_or("it does not answer now"),
     )
+}
+
+fn not_ready(model: &str, reason: &str) -> String {
+    format!("model {model} is not ready: {reason}")
 }
 
 pub fn models(engine: &Engine) -> Answered {

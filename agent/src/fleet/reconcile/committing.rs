@@ -21,12 +21,10 @@ impl Reconciler {
             Err(e) => e.id(),
         };
         // A superseded job is no longer among those that run.
-        let model = self
-            .running
-            .iter()
-            .find(|(_, running)| running.abort.id() == id)
-            .map(|(model, _)| model.clone());
-        let Some((model, running)) = model.and_then(|m| self.running.remove_entry(&m)) else {
+        let found = [&mut self.running, &mut self.reloading]
+            .into_iter()
+            .find_map(|jobs| jobs.extract_if(|_, job| job.abort.id() == id).next());
+        let Some((model, running)) = found else {
             return;
         };
         let outcome = match ended {
@@ -38,7 +36,11 @@ impl Reconciler {
         };
         match outcome.and_then(|ready| self.take_over(&model, running.kind, ready)) {
             Ok(()) => {
-                self.attempts.remove(&model);
+                let attempts = match running.kind {
+                    Kind::Reload => &mut self.reloads,
+                    Kind::Wish | Kind::PutBack => &mut self.attempts,
+                };
+                attempts.remove(&model);
             }
             Err(error) => self.job_failed(&model, running, error),
         }
@@ -57,6 +59,7 @@ impl Reconciler {
                 return Err(JobError::new(FaultKind::Device, reason));
             }
             Kind::PutBack => ("version-put-back", record.put_back(clock())),
+            Kind::Reload if !record.runs(&ready.pointer) => return Ok(()),
             Kind::Reload => {
                 activate(&self.workshop, model, ready);
                 return Ok(());
@@ -69,6 +72,11 @@ impl Reconciler {
         });
         self.commit(model, event, fields, next)?;
         activate(&self.workshop, model, ready);
+        // What served before need not come back any more.
+        self.reloads.remove(model);
+        if let Some(reloading) = self.reloading.remove(model) {
+            reloading.abort.abort();
+        }
         let record = &self.records[model];
         info!(%model, version = %pointer.version, release = pointer.release, "version active");
         let keep = self
@@ -79,7 +87,8 @@ impl Reconciler {
             .map_or(2, |f| f.keep_versions);
         self.workshop.state.collect_garbage(model, record, keep);
         // What is left belongs to fetches that were given up, unless one waits to be taken up again.
-        if self.running.is_empty() && self.attempts.keys().all(|other| other == model) {
+        let idle = self.running.is_empty() && self.reloading.is_empty();
+        if idle && self.attempts.keys().all(|other| other == model) {
             self.workshop.cache.clear();
         }
         let target = (kind == Kind::Wish).then_some(&pointer.version);

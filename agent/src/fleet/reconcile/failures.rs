@@ -23,6 +23,9 @@ impl Reconciler {
             rollout,
             ..
         } = running;
+        if kind == Kind::Reload {
+            return self.reload_failed(model, version, rollout, error);
+        }
         warn!(%model, %version, problem = %error.reason, "version not taken; what serves goes on");
         if kind == Kind::Wish && error.kind == FaultKind::Version {
             self.quarantine(model, &version, rollout.clone(), &error.reason);
@@ -60,6 +63,36 @@ impl Reconciler {
             error,
         };
         self.attempts.insert(model.clone(), attempt);
+    }
+
+    fn reload_failed(
+        &mut self,
+        model: &ModelName,
+        version: Version,
+        rollout: Option<RolloutId>,
+        error: JobError,
+    ) {
+        warn!(%model, %version, problem = %error.reason, "the active version still does not run");
+        self.workshop.engine.lacks(model, &error.reason);
+        // What became of a wish says more.
+        if !self.attempts.contains_key(model) && !self.running.contains_key(model) {
+            self.workshop.board.model(model, |line| {
+                line.reason = Some(error.reason.clone());
+                line.phase = Phase::BackingOff;
+            });
+        }
+        self.workshop
+            .board
+            .error(format!("{model} {version}: {}", error.reason));
+        let failures = self.reloads.get(model).map_or(0, |a| a.failures) + 1;
+        let attempt = Attempt {
+            version,
+            rollout,
+            failures,
+            again: Instant::now() + pause_after(failures),
+            error,
+        };
+        self.reloads.insert(model.clone(), attempt);
     }
 
     fn quarantine(

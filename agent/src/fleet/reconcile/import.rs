@@ -65,7 +65,8 @@ impl Reconciler {
         let Some(goal) = self.goal.clone().filter(|_| self.import.is_some()) else {
             return;
         };
-        let busy = goal.wishes.keys().any(|m| self.running.contains_key(m));
+        let busy = |m| self.running.contains_key(m) || self.reloading.contains_key(m);
+        let busy = goal.wishes.keys().any(busy);
         if busy {
             return;
         }
@@ -81,7 +82,8 @@ impl Reconciler {
                 Phase::Active => format!("{model} {runs} is active"),
                 Phase::Waiting => format!("{model}: {runs} stays active; {reason}"),
                 _ => {
-                    let device = self.attempts.get(model).is_some_and(|a| {
+                    let attempt = self.attempts.get(model).or(self.reloads.get(model));
+                    let device = attempt.is_some_and(|a| {
                         matches!(a.error.kind, FaultKind::Device | FaultKind::Carrier)
                     });
                     outcome = if device && outcome != ImportOutcome::Refused {

@@ -226,6 +226,10 @@ impl Reconciler {
                 attempt.again = Instant::now();
             }
         }
+        // What this repository holds may mend what is damaged here.
+        for attempt in self.reloads.values_mut() {
+            attempt.again = Instant::now();
+        }
         let goal = Arc::new(goal);
         self.retire_unwished(&goal);
         self.goal = Some(goal);

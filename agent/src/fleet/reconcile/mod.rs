@@ -67,6 +67,10 @@ pub struct Reconciler {
     jobs: JoinSet<Result<Ready, JobError>>,
     running: HashMap<ModelName, Running>,
     attempts: HashMap<ModelName, Attempt>,
+    /// Jobs that bring an active version back which does not serve, and their last failures: beside whatever is
+    /// done for a wish, which may fail for ever.
+    reloading: HashMap<ModelName, Running>,
+    reloads: HashMap<ModelName, Attempt>,
     looking: Option<(JoinHandle<Result<Looked, VerifyError>>, LookRequest)>,
     waiting_looks: VecDeque<LookRequest>,
     /// The timestamp of the last look that succeeded.
@@ -117,7 +121,7 @@ impl Reconciler {
         applied: Applied,
         absent: BTreeMap<ModelName, JobError>,
     ) -> Self {
-        let attempts = absent
+        let reloads = absent
             .into_iter()
             .filter_map(|(model, error)| {
                 let active = records.get(&model)?.active.as_ref()?;
@@ -139,7 +143,9 @@ impl Reconciler {
             goal: None,
             jobs: JoinSet::new(),
             running: HashMap::new(),
-            attempts,
+            attempts: HashMap::new(),
+            reloading: HashMap::new(),
+            reloads,
             looking: None,
             waiting_looks: VecDeque::new(),
             seen: None,
@@ -199,6 +205,11 @@ impl Reconciler {
             .attempts
             .iter()
             .filter(|(model, _)| !self.running.contains_key(*model))
+            .chain(
+                self.reloads
+                    .iter()
+                    .filter(|(model, _)| !self.reloading.contains_key(*model)),
+            )
             .map(|(_, a)| a.again)
             .chain(self.look_at)
             .min();
@@ -208,7 +219,7 @@ impl Reconciler {
     }
 
     fn reconnected(&mut self) {
-        for attempt in self.attempts.values_mut() {
+        for attempt in self.attempts.values_mut().chain(self.reloads.values_mut()) {
             if attempt.error.kind == FaultKind::Carrier {
                 attempt.again = Instant::now();
             }

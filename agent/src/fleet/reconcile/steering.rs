@@ -15,7 +15,7 @@ use super::{Kind, LONGEST_PAUSE, Reconciler, Running};
 use crate::fleet::board::chain;
 use crate::fleet::goal::{self, Goal, Target};
 use crate::fleet::job::{JobError, Ready};
-use crate::fleet::state::ModelRecord;
+use crate::fleet::state::{ModelRecord, Pointer};
 
 impl Reconciler {
     /// Compares every wish with what runs.
@@ -64,8 +64,8 @@ impl Reconciler {
         if record.active.as_ref().is_some_and(|a| a.version == version) {
             self.supersede(model, None);
             self.adopt_rollout(model, &record, wish);
+            self.attempts.remove(model);
             if self.served(model) {
-                self.attempts.remove(model);
                 self.show(model, Some(&version), Phase::Active, None);
             }
             return;
@@ -144,24 +144,52 @@ impl Reconciler {
         }
     }
 
-    /// Tries to load active versions again that could not be loaded at the start.
+    /// Tries again to bring active versions back that do not serve. One that is damaged is fetched anew, if the
+    /// repository still holds the same bytes.
     fn reload_absent(&mut self) {
         let due: Vec<ModelName> = self
-            .attempts
+            .reloads
             .iter()
             .filter(|(model, attempt)| {
-                attempt.again <= Instant::now() && !self.running.contains_key(*model)
+                attempt.again <= Instant::now() && !self.reloading.contains_key(*model)
             })
             .map(|(model, _)| model.clone())
             .collect();
         for model in due {
             let active = self.records.get(&model).and_then(|r| r.active.clone());
             let Some(active) = active.filter(|_| !self.served(&model)) else {
+                self.reloads.remove(&model);
                 continue;
             };
-            let job = self.workshop.clone().load(model.clone(), active.clone());
-            let (version, rollout) = (active.version, active.rollout);
-            self.spawn(&model, Kind::Reload, version, rollout, job);
+            let Pointer {
+                version, rollout, ..
+            } = active.clone();
+            let goal = self.goal.clone();
+            let offered = goal.and_then(|goal| {
+                let wish = goal.wishes.get(&model)?.clone();
+                let name = model_target(&model, &version, MANIFEST_FILE);
+                let same = goal.repository.target(&name)?.sha256 == active.manifest_digest;
+                same.then_some((goal, wish))
+            });
+            let workshop = self.workshop.clone();
+            let abort = match offered {
+                Some((goal, wish)) => self.jobs.spawn(workshop.obtain(
+                    goal,
+                    model.clone(),
+                    version.clone(),
+                    wish,
+                    Duration::ZERO,
+                )),
+                None => self.jobs.spawn(workshop.load(model.clone(), active)),
+            };
+            let kind = Kind::Reload;
+            let running = Running {
+                abort,
+                kind,
+                version,
+                rollout,
+            };
+            self.reloading.insert(model, running);
         }
     }
 
@@ -219,8 +247,10 @@ impl Reconciler {
             .map(|(model, _)| model.clone())
             .collect();
         for model in unwished {
-            if let Some(running) = self.running.remove(&model) {
-                running.abort.abort();
+            for jobs in [&mut self.running, &mut self.reloading] {
+                if let Some(running) = jobs.remove(&model) {
+                    running.abort.abort();
+                }
             }
             let Some(record) = self.records.get(&model) else {
                 continue;
@@ -232,6 +262,7 @@ impl Reconciler {
             if self.commit(&model, "model-retired", fields, next).is_ok() {
                 info!(%model, "no group wishes for this model any more; it is retired");
                 self.attempts.remove(&model);
+                self.reloads.remove(&model);
                 let (engine, name) = (self.workshop.engine.clone(), model.clone());
                 self.workshop
                     .serving

@@ -59,6 +59,14 @@ impl Default for ModelRecord {
 }
 
 impl ModelRecord {
+    /// Whether exactly this version is the active one.
+    pub fn runs(&self, pointer: &Pointer) -> bool {
+        self.active.as_ref().is_some_and(|active| {
+            (&active.version, &active.manifest_digest)
+                == (&pointer.version, &pointer.manifest_digest)
+        })
+    }
+
     /// The record after `new` was activated. Activating what is active changes nothing but the rollout.
     pub fn activated(&self, new: Pointer) -> Self {
         let mut next = self.clone();
