@@ -209,6 +209,40 @@ async fn bodies_and_headers_have_the_same_limits_as_ever() {
     device.close().await;
 }
 
+#[tokio::test]
+async fn a_door_that_closes_ends_its_connections_and_answers_what_has_begun() {
+    let mut device = Device::serving("digits-1.0.0").await;
+    let client = Client::unix(&device).await;
+    let reply = client.ask("GET", "/v2", &[], b"").await;
+    assert_eq!(reply.expect("reply").status, 200);
+    // A request whose body is not whole yet.
+    let mut requests = client.requests.clone().ready().await.expect("ready");
+    let request = Request::post(format!("https://localhost{INFER}"));
+    let request = request.body(()).expect("request");
+    let (response, mut body) = requests.send_request(request, false).expect("sent");
+    let text = image(json!(golden("digits-1.0.0").0)).to_string();
+    let (first, rest) = text.split_at(10);
+    body.send_data(Bytes::copy_from_slice(first.as_bytes()), false)
+        .expect("sent");
+    let reply = client.ask("GET", "/v2", &[], b"").await;
+    assert_eq!(
+        reply.expect("reply").status,
+        200,
+        "the other has begun by now"
+    );
+    let closing = tokio::spawn(device.close_doors());
+    while device.config.unix.path.exists() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    body.send_data(Bytes::copy_from_slice(rest.as_bytes()), true)
+        .expect("sent");
+    let response = tokio::time::timeout(PATIENCE, response).await;
+    assert_eq!(response.expect("in time").expect("answer").status(), 200);
+    let closed = tokio::time::timeout(PATIENCE, closing).await;
+    closed.expect("closed").expect("joined");
+    device.close().await;
+}
+
 /// A frame (RFC 9113, section 4.1).
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();

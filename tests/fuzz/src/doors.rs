@@ -3,14 +3,16 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use edgeward_agent::api::body::Body;
+use edgeward_agent::api::body::{Body, check_transfer};
 use edgeward_agent::api::coding::{Coding, Unpacker};
 use edgeward_agent::api::numbers;
-use edgeward_agent::api::oip::infer::prepare;
+use edgeward_agent::api::oip::infer::{number_header, prepare};
+use edgeward_agent::api::oip::reply::HEADER_LENGTH;
 use edgeward_agent::api::oip::request::{Content, InferRequest};
 use edgeward_agent::api::route::Route;
 use edgeward_models::Manifest;
 use edgeward_models::manifest::{Datatype, byte_size};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 /// Splits off the first two bytes as a small number.
 fn small(data: &[u8]) -> Option<(u16, &[u8])> {
@@ -27,6 +29,46 @@ pub fn path(data: &[u8]) {
         if let Ok(Route::Infer(target)) = Route::of(&method, path) {
             assert!(path.contains(target.model) && !target.model.contains('/'));
         }
+    }
+}
+
+/// Headers as an HTTP library hands them over, one `name:value` a line: what they say of a body is one thing or
+/// refused.
+pub fn headers(data: &[u8]) {
+    let mut headers = HeaderMap::new();
+    for line in data.split(|byte| *byte == b'\n') {
+        let mut parts = line.splitn(2, |byte| *byte == b':');
+        let (Some(name), Some(value)) = (parts.next(), parts.next()) else {
+            continue;
+        };
+        if let (Ok(name), Ok(value)) =
+            (HeaderName::from_bytes(name), HeaderValue::from_bytes(value))
+        {
+            headers.append(name, value);
+        }
+    }
+    if let Ok(Some(number)) = number_header(&headers, HEADER_LENGTH) {
+        let written = headers[HEADER_LENGTH].to_str().expect("digits");
+        let stripped = written.trim_start_matches('0');
+        assert_eq!(
+            stripped,
+            if number == 0 {
+                String::new()
+            } else {
+                number.to_string()
+            }
+        );
+        assert_eq!(headers.get_all(HEADER_LENGTH).iter().count(), 1);
+    }
+    if let Ok(coding) = Coding::of_body(&headers) {
+        let mut named = headers.get_all(header::CONTENT_ENCODING).iter();
+        let named = named.any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
+        assert!(coding.is_none() || named, "a coding that no header names");
+    }
+    let asks = headers.contains_key(header::ACCEPT_ENCODING);
+    assert!(asks || Coding::wanted(&headers).is_none());
+    if check_transfer(&headers).is_ok() {
+        assert!(headers.get_all(header::TRANSFER_ENCODING).iter().count() <= 1);
     }
 }
 

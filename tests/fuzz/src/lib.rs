@@ -13,6 +13,7 @@ pub type Target = fn(&[u8]);
 /// What can be hunted, by name.
 pub const TARGETS: &[(&str, Target)] = &[
     ("content-coding", doors::content_coding),
+    ("headers", doors::headers),
     ("infer-body", doors::infer_body),
     ("infer-json", doors::infer_json),
     ("path", doors::path),

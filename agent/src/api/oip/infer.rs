@@ -140,7 +140,7 @@ async fn on_time<T>(
 }
 
 /// A header that holds a whole number.
-fn number_header(headers: &HeaderMap, name: &'static str) -> Result<Option<u64>, ApiError> {
+pub fn number_header(headers: &HeaderMap, name: &'static str) -> Result<Option<u64>, ApiError> {
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else {
         return Ok(None);

@@ -12,7 +12,8 @@
 //!
 //! `V` is the semantic version or the release number. Loading another model or version changes none of the
 //! three health answers; a worker that died makes its model and the device not ready until it is back.
-//! Extensions: `binary_tensor_data` and `parameters`.
+//! Extensions: `binary_tensor_data` and `parameters`. A body may be compressed (`Content-Encoding: gzip` or
+//! `deflate`), and a long answer is when `Accept-Encoding` asks for it.
 
 pub mod infer;
 pub mod inputs;
