@@ -2,7 +2,8 @@
 # Brings a Debian 12 that has cargo, Python, pip and apt to where everything here builds and runs.
 #
 #   tests/setup.sh             what `make run` and `make bench` need
-#   tests/setup.sh --tests     also what `make test` needs: a Python environment for comparisons
+#   tests/setup.sh --tests     also what `make test` needs: a Python environment for comparisons, and the files of
+#                              a Debian that is booted to try the units
 #
 # What is there already is left alone, so a second run takes no time and needs no network.
 set -euo pipefail
@@ -25,7 +26,11 @@ need openssl openssl
 need mosquitto mosquitto
 need strace strace
 need python3 python3
-if [ "${1:-}" = --tests ]; then need systemd-analyze systemd; fi
+if [ "${1:-}" = --tests ]; then
+    need systemd-analyze systemd
+    need systemd-nspawn systemd-container
+    need debootstrap debootstrap
+fi
 if ! python3 -m pip --version >/dev/null 2>&1; then packages+=(python3-pip); fi
 if ! python3 -c 'import ensurepip' >/dev/null 2>&1; then packages+=(python3-venv); fi
 
@@ -81,5 +86,30 @@ if [ "${1:-}" = --tests ]; then
         "${pip[@]}" --requirement "$wanted"
         "${pip[@]}" --no-deps --requirement "$kserve"
         cat "$wanted" "$kserve" >"$environment/requirements.txt"
+    fi
+
+    # The Debian of the scenarios with a systemd of their own, from where this machine gets its packages. Without
+    # it those scenarios are skipped, and say so.
+    debian=${CARGO_TARGET_DIR:-target}/debian
+    inside=systemd-sysv,dbus,curl
+    if [ "$(id -u)" -ne 0 ]; then
+        say "not root: the units are not tried under a systemd of their own"
+    elif [ "$(cat "$debian/packages" 2>/dev/null)" != "$inside" ]; then
+        say "preparing a Debian to boot (a minute)"
+        rm -rf "$debian" "$debian.new" "$debian.log"
+        mkdir -p "$debian.new"
+        release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+        mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' 'Component: main' |
+            awk -v release="$release" '$2 == release { print $1; exit }')
+        if PATH=$PATH:/usr/sbin debootstrap --variant=minbase --include="$inside" "$release" "$debian.new" "$mirror" \
+            >"$debian.log" 2>&1; then
+            rm -rf "$debian.new"/var/cache/apt/archives/*.deb "$debian.new"/var/lib/apt/lists/*
+            echo "$inside" >"$debian.new/packages"
+            mv "$debian.new" "$debian"
+        else
+            say "debootstrap of $release from ${mirror:-no mirror} failed, see $debian.log; the units are not tried" \
+                "under a systemd of their own"
+            rm -rf "$debian.new"
+        fi
     fi
 fi

@@ -25,6 +25,9 @@ pub const DEFAULT_PATH: &str = "/etc/edgeward/agent.toml";
 pub struct Config {
     /// Model versions, trust, pointers, audit log. Belongs to one running agent.
     pub state_directory: PathBuf,
+    /// The socket of `edgeward import` and `status`, for its group as well. Absent: in the state directory, for
+    /// root and the agent's own user.
+    pub admin_socket: Option<PathBuf>,
     pub unix: UnixDoor,
     /// Absent: nothing listens on the network.
     pub tls: Option<TlsDoor>,
@@ -45,6 +48,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             state_directory: "/var/lib/edgeward".into(),
+            admin_socket: None,
             unix: UnixDoor::default(),
             tls: None,
             limits: Limits::default(),

@@ -50,19 +50,27 @@ pub fn sample(name: &str) -> PathBuf {
         .unwrap_or_else(|e| panic!("sample {name}: {e}"))
 }
 
+/// What tests/setup.sh put into the target directory, whether it is there or not.
+fn in_target(name: &str) -> PathBuf {
+    // target/PROFILE/deps/TEST or target/PROFILE/bench
+    let this = std::env::current_exe().expect("path of this executable");
+    let places = this.ancestors().map(|directory| directory.join(name));
+    let within_target = places.take(4);
+    let mut there = within_target.clone().filter(|path| path.exists());
+    let expected = within_target.last().expect("a target directory");
+    there.next().unwrap_or(expected)
+}
+
+/// The files of a Debian that can be booted in a container, if tests/setup.sh could get them.
+pub fn debian() -> Option<PathBuf> {
+    Some(in_target("debian")).filter(|path| path.exists())
+}
+
 /// The Python of the environment with the reference interpreter and the reference client.
 pub fn python() -> PathBuf {
     let path = match std::env::var_os("EDGEWARD_PYTHON") {
         Some(path) => PathBuf::from(path),
-        // target/PROFILE/deps/TEST or target/PROFILE/bench
-        None => {
-            let this = std::env::current_exe().expect("path of this executable");
-            let environments = this.ancestors().map(|d| d.join("python/bin/python"));
-            let within_target = environments.take(4);
-            let mut there = within_target.clone().filter(|path| path.exists());
-            let expected = within_target.last().expect("a target directory");
-            there.next().unwrap_or(expected)
-        }
+        None => in_target("python/bin/python"),
     };
     assert!(
         path.exists(),

@@ -269,7 +269,7 @@ filter = "info,edgeward_agent=debug"
 }
 
 /// A self-signed certificate for the TLS door, which is its own authority.
-fn make_certificate(directory: &Path) {
+pub fn make_certificate(directory: &Path) {
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
     let made = rcgen::generate_simple_self_signed(names).expect("make a certificate");
     std::fs::write(directory.join("door.pem"), made.cert.pem()).expect("write a certificate");

@@ -2,13 +2,15 @@
 //! models, real sockets.
 //!
 //! [`Fleet`] is an operator's desk with a broker; [`Device`] is one agent of it; [`Package`] is a model version
-//! made ready to push; [`Site`] is a device that gets its versions by hand; [`http`] speaks to an agent's doors;
-//! [`load`] keeps asking while something happens.
+//! made ready to push; [`Site`] is a device that gets its versions by hand; [`Container`] is one with a systemd of
+//! its own; [`http`] speaks to an agent's doors; [`load`] keeps asking while something happens.
 //! Everything panics with what was being done when it does not work: a scenario has nothing to do about it.
 //! Processes end with the test that started them, and their logs are shown when it fails.
 
 pub mod binaries;
 pub mod broker;
+pub mod cgroups;
+pub mod container;
 pub mod device;
 pub mod disk;
 pub mod fleet;
@@ -27,6 +29,7 @@ pub mod strace;
 pub mod wait;
 
 pub use broker::BrokerKind;
+pub use container::Container;
 pub use device::Device;
 pub use fleet::Fleet;
 pub use package::Package;

@@ -160,7 +160,8 @@ fn refuse_unless_free(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn listening_socket(path: &Path, mode: u32, group: Option<u32>) -> anyhow::Result<OwnedFd> {
+/// A new socket that listens, without blocking, and that nobody could connect to before its mode was right.
+pub fn listening_socket(path: &Path, mode: u32, group: Option<u32>) -> anyhow::Result<OwnedFd> {
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,

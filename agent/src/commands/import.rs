@@ -47,8 +47,8 @@ impl Args {
         let hear = |text: String| {
             let _ = writeln!(std::io::stderr(), "{text}");
         };
-        let agent = Client::connect(&config.state_directory)
-            .context("cannot talk to the running agent; be root or the agent's own user")?;
+        let agent = Client::connect(&config)
+            .context("cannot talk to the running agent; be root, the agent's own user, or in the group of its admin_socket")?;
         let (outcome, lines) = match agent {
             Some(agent) => agent
                 .import(&directory, hear)

@@ -21,8 +21,8 @@ pub struct Args {
 impl Args {
     pub fn run(self, config: &Path) -> anyhow::Result<ExitCode> {
         let config = Config::load(config)?;
-        let agent = Client::connect(&config.state_directory)
-            .context("cannot talk to the running agent; be root or the agent's own user")?
+        let agent = Client::connect(&config)
+            .context("cannot talk to the running agent; be root, the agent's own user, or in the group of its admin_socket")?
             .with_context(|| {
                 format!(
                     "no agent runs on {} (systemctl start edgeward)",

@@ -100,6 +100,9 @@ impl Config {
     pub fn check(&self) -> Vec<Problem> {
         let mut table = Table::default();
         check_state(&self.state_directory, table.at(&[]));
+        if let Some(path) = &self.admin_socket {
+            check_socket("admin_socket", path, &mut table);
+        }
         check_unix(&self.unix, table.at(&["unix"]));
         if let Some(door) = &self.tls {
             check_tls(door, table.at(&["tls"]));
@@ -153,15 +156,19 @@ fn check_state(directory: &Path, table: &mut Table) {
     }
 }
 
-fn check_unix(door: &UnixDoor, table: &mut Table) {
-    table.absolute("path", &door.path);
-    if door.path.as_os_str().len() > unix::MAX_PATH_BYTES {
+fn check_socket(key: &str, path: &Path, table: &mut Table) {
+    table.absolute(key, path);
+    if path.as_os_str().len() > unix::MAX_PATH_BYTES {
         let text = format!(
             "a socket's path may have {} bytes at most",
             unix::MAX_PATH_BYTES
         );
-        table.wrong("path", text);
+        table.wrong(key, text);
     }
+}
+
+fn check_unix(door: &UnixDoor, table: &mut Table) {
+    check_socket("path", &door.path, table);
     if unix::parse_mode(&door.mode).is_none() {
         let text = format!("{:?} is no octal mode such as \"0660\"", door.mode);
         table.wrong("mode", text);

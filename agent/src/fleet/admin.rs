@@ -1,13 +1,14 @@
 //! The admin socket: how `edgeward import` and `edgeward status` talk to the running agent.
 //!
 //! A Unix socket in the state directory that only its owner and root can open; the peer's uid is checked
-//! again. One request line, then answer lines, all JSON. `import` brings a descriptor of the directory with
-//! it, so the agent needs no rights on the path and reads exactly what the person at the prompt may read.
+//! again. Where the configuration names another place, the kernel lets the socket's group in as well (that of
+//! the directory, if it has the setgid bit). One request line, then answer lines, all JSON. `import` brings a
+//! descriptor of the directory with it, so the agent needs no rights on the path and reads exactly what the
+//! person at the prompt may read.
 
 use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,8 +28,13 @@ use tracing::{info, warn};
 
 use super::board::{Board, chain};
 use super::reconcile::{ImportEvent, ImportOutcome, ImportRequest};
+use crate::api::unix::listening_socket;
+use crate::config::Config;
 
 const FILE: &str = "admin.sock";
+/// In the state directory, and where the configuration puts it.
+const MODE_PRIVATE: u32 = 0o600;
+const MODE_SHARED: u32 = 0o660;
 const MAX_REQUEST_BYTES: usize = 4096;
 const MAX_ANSWER_BYTES: u64 = 4 * 1024 * 1024;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,19 +63,26 @@ pub struct Admin {
     pub board: Arc<Board>,
     pub imports: mpsc::Sender<ImportRequest>,
     pub report: Box<dyn Fn() -> Report + Send + Sync>,
+    /// The socket's group may use it, not only root and the agent's own user.
+    pub shared: bool,
 }
 
-pub fn path(state_directory: &Path) -> PathBuf {
-    state_directory.join(FILE)
+pub fn path(config: &Config) -> PathBuf {
+    let named = config.admin_socket.clone();
+    named.unwrap_or_else(|| config.state_directory.join(FILE))
 }
 
 /// Binds the admin socket. Without one the agent serves all the same.
-pub fn open(state_directory: &Path) -> Option<std::os::unix::net::UnixListener> {
-    let path = path(state_directory);
-    match bind(&path) {
+pub fn open(config: &Config) -> Option<std::os::unix::net::UnixListener> {
+    let path = path(config);
+    let mode = match config.admin_socket {
+        Some(_) => MODE_SHARED,
+        None => MODE_PRIVATE,
+    };
+    match bind(&path, mode) {
         Ok(listener) => Some(listener),
         Err(problem) => {
-            warn!(path = %path.display(), %problem, "no admin socket; `edgeward import` and `status` will not reach this agent");
+            warn!(path = %path.display(), problem = format!("{problem:#}"), "no admin socket; `edgeward import` and `status` will not reach this agent");
             None
         }
     }
@@ -104,21 +117,18 @@ pub async fn serve(listener: std::os::unix::net::UnixListener, admin: Admin) {
     }
 }
 
-fn bind(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+fn bind(path: &Path, mode: u32) -> anyhow::Result<std::os::unix::net::UnixListener> {
     // The state lock is ours, so a socket that is there belongs to nobody.
     match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
         _ => {}
     }
-    let listener = std::os::unix::net::UnixListener::bind(path)?;
-    listener.set_nonblocking(true)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    Ok(listening_socket(path, mode, None)?.into())
 }
 
 async fn attend(stream: UnixStream, admin: &Admin) -> io::Result<()> {
     let peer = stream.peer_cred()?.uid();
-    if peer != 0 && peer != rustix::process::geteuid().as_raw() {
+    if !admin.shared && peer != 0 && peer != rustix::process::geteuid().as_raw() {
         return Err(io::Error::other(format!(
             "uid {peer} is not an administrator"
         )));
@@ -221,14 +231,14 @@ fn progress_lines(board: &Board) -> Vec<String> {
     lines.collect()
 }
 
-/// The other end: asks the agent that runs on `state_directory`. `None`: none is running there.
+/// The other end: asks the agent that runs with this configuration. `None`: none is running.
 pub struct Client {
     stream: StdStream,
 }
 
 impl Client {
-    pub fn connect(state_directory: &Path) -> io::Result<Option<Self>> {
-        match StdStream::connect(path(state_directory)) {
+    pub fn connect(config: &Config) -> io::Result<Option<Self>> {
+        match StdStream::connect(path(config)) {
             Ok(stream) => Ok(Some(Self { stream })),
             Err(e)
                 if matches!(

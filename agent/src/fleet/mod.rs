@@ -135,6 +135,7 @@ async fn begin(
         board: board.clone(),
         imports: imports.clone(),
         report: report(&workshop, identity.as_deref())?,
+        shared: config.admin_socket.is_some(),
     };
     let link = match (&identity, &config.fleet, online) {
         (Some(identity), Some(settings), true) => {
@@ -153,7 +154,7 @@ async fn begin(
         reconciler,
         // Bound before the agent says that it is ready: whoever asks then finds it.
         admin: online
-            .then(|| admin::open(state.root()))
+            .then(|| admin::open(&config))
             .flatten()
             .map(|listener| (listener, admin)),
         identity,

@@ -106,9 +106,9 @@ impl Device {
 
     /// Through the admin socket, as `edgeward status` asks.
     pub async fn report(&self) -> Report {
-        let state = self.state();
+        let config = self.config.clone();
         tokio::task::spawn_blocking(move || {
-            let client = Client::connect(&state).expect("connect").expect("running");
+            let client = Client::connect(&config).expect("connect").expect("running");
             client.status().expect("status")
         })
         .await
