@@ -1,7 +1,7 @@
 # `make run` shows the main job, `make test` proves it. Both prepare the machine first (Debian 12 with cargo,
 # Python, pip and apt); what is there already is left alone.
 
-.PHONY: help run stop test fuzz soak bench deny setup
+.PHONY: help run stop test fuzz soak bench bench-peers deny setup
 .DEFAULT_GOAL := help
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo "make fuzz        each parser of foreign bytes for ten minutes (SECONDS_EACH=60 for a minute)"
 	@echo "make soak        ten times the load that a device can bear; a power cut at every moment of an installation"
 	@echo "make bench       latency beside the bare interpreter, into target/bench/summary.json"
+	@echo "make bench-peers the same, then Triton and FastAPI in the same run"
 	@echo "make deny        licences, sources and bans of all dependencies (builds cargo-deny: minutes)"
 	@echo "make setup       only the preparation"
 
@@ -44,6 +45,11 @@ bench:
 	@tests/setup.sh --tests
 	cargo build --release --locked --workspace --bins
 	$${CARGO_TARGET_DIR:-target}/release/bench
+
+bench-peers:
+	@tests/setup.sh --tests
+	cargo build --release --locked --workspace --bins
+	BENCH_PEERS=$$(tests/python/peers/prepare.sh) $${CARGO_TARGET_DIR:-target}/release/bench
 
 deny:
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny

@@ -20,6 +20,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub enum Door {
     Unix(PathBuf),
+    /// HTTP without TLS, as other servers have it.
+    Plain(u16),
     Tls {
         port: u16,
         config: Arc<ClientConfig>,
@@ -44,6 +46,12 @@ impl Door {
             Self::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
                 stream.set_read_timeout(Some(TIMEOUT))?;
+                Box::new(stream)
+            }
+            Self::Plain(port) => {
+                let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, *port))?;
+                stream.set_read_timeout(Some(TIMEOUT))?;
+                stream.set_nodelay(true)?;
                 Box::new(stream)
             }
             Self::Tls { port, config } => {

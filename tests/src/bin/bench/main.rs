@@ -6,12 +6,14 @@
 //! an answer differs from the bare interpreter's, or when what answers is not a sandboxed process of its own.
 //!
 //! `BENCH_SECONDS` (of one run, default 2) and `BENCH_RUNS` (default 5) change how long it takes; figures
-//! are only comparable with the defaults. `BENCH_CASES` (part of their names) leaves out others. Writes `target/bench/summary.json`.
+//! are only comparable with the defaults. `BENCH_CASES` (part of their names) leaves out others.
+//! `BENCH_PEERS`: see [`peers`]. Writes `target/bench/summary.json`.
 #![allow(clippy::print_stdout)]
 
 mod client;
 mod floor;
 mod measure;
+mod peers;
 mod question;
 mod report;
 mod system;
@@ -26,8 +28,9 @@ use edgeward_tests::{Device, Fleet, binaries, device, http, python};
 use client::Door;
 use floor::Floor;
 use measure::{Figure, Run, load};
+use peers::Peer;
 use question::{Encoding, Model, check_answer};
-use report::{Case, Memory, Report};
+use report::{Case, Memory, PeerReport, Report};
 
 const TINY: Model = Model {
     name: "tiny",
@@ -44,6 +47,9 @@ const PICTURE: Model = Model {
     input: "x",
     shape: &[1, 512, 512, 3],
 };
+/// Shapes of their outputs, which Triton wants to be told.
+const TINY_OUTPUT: &[i32] = &[1, 1];
+const MILLISECOND_OUTPUT: &[i32] = &[1, 1, 1, 96];
 const CLIENTS: [usize; 2] = [1, 8];
 
 fn main() {
@@ -122,13 +128,48 @@ impl Bench {
                 .push((model.name, system::resident_bytes(worker)));
         }
         self.device.stop();
+        let peers = self.measure_peers();
         Report {
             runs: self.runs,
             seconds: self.seconds,
             cases,
             memory,
             start_to_first_answer_ms: start,
+            peers,
         }
+    }
+
+    /// The servers in the Python environment that `BENCH_PEERS` names; none without it.
+    fn measure_peers(&self) -> Vec<PeerReport> {
+        let Some(environment) = std::env::var_os("BENCH_PEERS").map(PathBuf::from) else {
+            return Vec::new();
+        };
+        let models = [
+            (&TINY, self.model_file(&TINY), TINY_OUTPUT),
+            (
+                &MILLISECOND,
+                self.model_file(&MILLISECOND),
+                MILLISECOND_OUTPUT,
+            ),
+        ];
+        let measured = [Peer::triton, Peer::fastapi].map(|start| {
+            let peer = start(&environment, &models);
+            println!("{} runs", peer.name);
+            let mut cases = Vec::new();
+            for (name, model, encoding) in [
+                ("http-binary-tiny", &TINY, Encoding::Binary),
+                ("http-json-tiny", &TINY, Encoding::Json),
+                ("http-binary-1ms", &MILLISECOND, Encoding::Binary),
+            ] {
+                cases.extend(self.measure(name, model, encoding, &peer.door()));
+            }
+            PeerReport {
+                name: peer.name,
+                cases,
+                resident_bytes: peer.resident_bytes(),
+            }
+        });
+        measured.into()
     }
 
     fn model_file(&self, model: &Model) -> PathBuf {

@@ -4,12 +4,21 @@ use serde_json::json;
 
 use crate::measure::{Figure, Run};
 
+/// Another server's figures.
+pub struct PeerReport {
+    pub name: &'static str,
+    pub cases: Vec<Case>,
+    pub resident_bytes: u64,
+}
+
 pub struct Report {
     pub runs: usize,
     pub seconds: f64,
     pub cases: Vec<Case>,
     pub memory: Memory,
     pub start_to_first_answer_ms: Figure,
+    /// Empty unless they were asked for.
+    pub peers: Vec<PeerReport>,
 }
 
 /// Resident bytes.
@@ -76,19 +85,14 @@ impl Report {
             "requests/s",
             "of bare"
         );
-        for case in &self.cases {
+        self.cases.iter().for_each(|case| text += &case.line());
+        for peer in &self.peers {
             text += &format!(
-                "{:18} {:>7} {:>10.1} {:>18} {:>18} {:>18} {:>6.1}x {:>20} {:>8.1}%\n",
-                case.name,
-                case.clients,
-                case.floor_p50_us.median,
-                both(case.p50_us, 1),
-                both(case.p99_us, 0),
-                both(case.added(), 1),
-                case.p50_us.median / case.floor_p50_us.median,
-                both(case.per_second, 0),
-                case.share_of_floor.median * 100.0,
+                "{}, plain HTTP on loopback, resident {}\n",
+                peer.name,
+                mebibytes(peer.resident_bytes)
             );
+            peer.cases.iter().for_each(|case| text += &case.line());
         }
         text += &format!(
             "\nresident memory: agent without a model {}, after all cases {}",
@@ -106,6 +110,7 @@ impl Report {
 
     pub fn json(&self) -> String {
         let cases: Vec<_> = self.cases.iter().map(Case::json).collect();
+        let peers: Vec<_> = self.peers.iter().map(PeerReport::json).collect();
         let worker = self.memory.workers.first().map(|(_, bytes)| bytes);
         let workers = self.memory.workers.iter();
         let workers: serde_json::Map<_, _> = workers
@@ -123,12 +128,35 @@ impl Report {
             },
             "start_to_first_answer_ms": round(self.start_to_first_answer_ms.median),
             "worst_start_to_first_answer_ms": round(self.start_to_first_answer_ms.worst),
+            "peers": peers,
         });
         format!("{summary:#}\n")
     }
 }
 
+impl PeerReport {
+    fn json(&self) -> serde_json::Value {
+        let cases: Vec<_> = self.cases.iter().map(Case::json).collect();
+        json!({"name": self.name, "cases": cases, "resident_bytes": self.resident_bytes})
+    }
+}
+
 impl Case {
+    fn line(&self) -> String {
+        format!(
+            "{:18} {:>7} {:>10.1} {:>18} {:>18} {:>18} {:>6.1}x {:>20} {:>8.1}%\n",
+            self.name,
+            self.clients,
+            self.floor_p50_us.median,
+            both(self.p50_us, 1),
+            both(self.p99_us, 0),
+            both(self.added(), 1),
+            self.p50_us.median / self.floor_p50_us.median,
+            both(self.per_second, 0),
+            self.share_of_floor.median * 100.0,
+        )
+    }
+
     fn json(&self) -> serde_json::Value {
         json!({
             "case": self.name,

@@ -11,6 +11,12 @@ pub fn resident_bytes(pid: u32) -> u64 {
     kibibytes * 1024
 }
 
+/// The same with all its descendants.
+pub fn resident_bytes_of_all(pid: u32) -> u64 {
+    let descendants = children(pid).into_iter().map(resident_bytes_of_all);
+    resident_bytes(pid) + descendants.sum::<u64>()
+}
+
 /// 0: no filter.
 pub fn seccomp_mode(pid: u32) -> u32 {
     status_field(pid, "Seccomp").parse().expect("a number")
