@@ -50,6 +50,9 @@ pub struct Manifest {
     /// The most input bytes one request may bring; 0 means what the shapes need (free dimensions as 1).
     #[serde(default)]
     pub max_request_bytes: u64,
+    /// For a model that keeps state between requests; without meaning for any other.
+    #[serde(default, skip_serializing_if = "Sequences::is_default")]
+    pub sequences: Sequences,
     /// How long one invoke may take before the worker counts as hung and is ended, in milliseconds.
     #[serde(default = "default_invoke_limit_ms")]
     pub invoke_limit_ms: u64,
@@ -67,6 +70,31 @@ pub struct Manifest {
 
 fn one() -> u32 {
     1
+}
+
+/// How a model that keeps state is shared: each stream of requests, a sequence, has an interpreter of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sequences {
+    /// Sequences at once; each has its own copy of what the interpreter allocates.
+    pub most: u32,
+    /// One that was not heard of for this long gives its place to a new one, in seconds.
+    pub idle_seconds: u32,
+}
+
+impl Default for Sequences {
+    fn default() -> Self {
+        Self {
+            most: 16,
+            idle_seconds: 60,
+        }
+    }
+}
+
+impl Sequences {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 fn default_invoke_limit_ms() -> u64 {
@@ -385,6 +413,11 @@ impl Manifest {
         if self.threads == 0 || self.threads > 256 {
             return Some("threads must be 1 to 256".to_owned());
         }
+        if !(1..=1024).contains(&self.sequences.most) || self.sequences.idle_seconds == 0 {
+            return Some(
+                "sequences: most must be 1 to 1024 and idle_seconds at least 1".to_owned(),
+            );
+        }
         if self.invoke_limit_ms == 0 {
             return Some("invoke_limit_ms must be at least 1".to_owned());
         }
@@ -478,7 +511,7 @@ mod tests {
     #[test]
     fn each_wrong_field_is_named() {
         type Change = fn(&mut Value);
-        let cases: [(Change, &str); 12] = [
+        let cases: [(Change, &str); 14] = [
             (|m| m["format"] = json!(2), "format 2"),
             (|m| m["model"] = json!("../digits"), "model name"),
             (
@@ -496,6 +529,8 @@ mod tests {
                 "least_share",
             ),
             (|m| m["instances"] = json!(0), "instances"),
+            (|m| m["sequences"] = json!({"most": 0}), "sequences"),
+            (|m| m["sequences"] = json!({"idle_seconds": 0}), "sequences"),
             (
                 |m| m["signatures"][0]["inputs"][0]["shape"] = json!([0, 8]),
                 "image",

@@ -18,6 +18,8 @@ const IDENTIFIER: &[u8; 4] = b"TFL3";
 const SCHEMA_VERSION: u32 = 3;
 /// The name of the signature of a file that has none.
 pub const DEFAULT_SIGNATURE: &str = "serving_default";
+/// The operator that names a variable which lives as long as its interpreter.
+const VAR_HANDLE: u32 = 142;
 /// More signatures than this are refused.
 const MAX_SIGNATURES: usize = 64;
 /// More inputs or outputs of one graph than this are refused.
@@ -28,15 +30,18 @@ const MAX_TENSOR_NAME_BYTES: usize = 1024;
 /// Field numbers of the tables read here (TFLite schema, version 3).
 mod field {
     pub const MODEL_VERSION: usize = 0;
+    pub const MODEL_OPERATOR_CODES: usize = 1;
     pub const MODEL_SUBGRAPHS: usize = 2;
     pub const MODEL_SIGNATURES: usize = 7;
     pub const GRAPH_TENSORS: usize = 0;
     pub const GRAPH_INPUTS: usize = 1;
     pub const GRAPH_OUTPUTS: usize = 2;
+    pub const CODE_BUILTIN: usize = 3;
     pub const TENSOR_SHAPE: usize = 0;
     pub const TENSOR_TYPE: usize = 1;
     pub const TENSOR_NAME: usize = 3;
     pub const TENSOR_QUANTIZATION: usize = 4;
+    pub const TENSOR_IS_VARIABLE: usize = 5;
     pub const TENSOR_SHAPE_SIGNATURE: usize = 7;
     pub const QUANTIZATION_SCALE: usize = 2;
     pub const QUANTIZATION_ZERO_POINT: usize = 3;
@@ -63,16 +68,7 @@ fn not_tflite(problem: impl Into<String>) -> TfliteFileError {
 /// Signatures with inputs and outputs in the interpreter's order. A file without signatures gets one named
 /// `serving_default` from its main graph's tensors. Free dimensions (`shape_signature`) are -1.
 pub fn signatures(bytes: &[u8]) -> Result<Vec<Signature>, TfliteFileError> {
-    if bytes.len() < 8 || &bytes[4..8] != IDENTIFIER {
-        return Err(not_tflite("the file does not carry the identifier TFL3"));
-    }
-    let model = Buffer::new(bytes).root()?;
-    let version = model.u32(field::MODEL_VERSION)?.unwrap_or(0);
-    if version != SCHEMA_VERSION {
-        return Err(not_tflite(format!(
-            "it has schema version {version}, not {SCHEMA_VERSION}"
-        )));
-    }
+    let model = model(bytes)?;
     let graphs = model.tables(field::MODEL_SUBGRAPHS)?;
     let graph = |index: usize| {
         graphs
@@ -121,6 +117,51 @@ pub fn signatures(bytes: &[u8]) -> Result<Vec<Signature>, TfliteFileError> {
         });
     }
     Ok(signatures)
+}
+
+fn model(bytes: &[u8]) -> Result<Table<'_>, TfliteFileError> {
+    if bytes.len() < 8 || &bytes[4..8] != IDENTIFIER {
+        return Err(not_tflite("the file does not carry the identifier TFL3"));
+    }
+    let model = Buffer::new(bytes).root()?;
+    let version = model.u32(field::MODEL_VERSION)?.unwrap_or(0);
+    if version != SCHEMA_VERSION {
+        return Err(not_tflite(format!(
+            "it has schema version {version}, not {SCHEMA_VERSION}"
+        )));
+    }
+    Ok(model)
+}
+
+/// Whether one answer may depend on the questions before it: the graph has variables of its own, as resources
+/// or as tensors that outlive an invoke.
+pub fn keeps_state(bytes: &[u8]) -> Result<bool, TfliteFileError> {
+    let model = model(bytes)?;
+    let codes = model.tables(field::MODEL_OPERATOR_CODES)?;
+    for position in 0..codes.len() {
+        let code = codes.get(position)?;
+        if let Some(code) = code
+            && code.u32(field::CODE_BUILTIN)? == Some(VAR_HANDLE)
+        {
+            return Ok(true);
+        }
+    }
+    let graphs = model.tables(field::MODEL_SUBGRAPHS)?;
+    for graph in 0..graphs.len() {
+        let Some(graph) = graphs.get(graph)? else {
+            continue;
+        };
+        let tensors = graph.tables(field::GRAPH_TENSORS)?;
+        for position in 0..tensors.len() {
+            let tensor = tensors.get(position)?;
+            if let Some(tensor) = tensor
+                && tensor.i8(field::TENSOR_IS_VARIABLE)?.unwrap_or(0) != 0
+            {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// The names that a signature gives to tensors of its graph, with their indexes.

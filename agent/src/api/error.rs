@@ -129,7 +129,12 @@ impl From<ServeError> for ApiError {
             }
             ServeError::Invalid(_) => Self::invalid(text),
             ServeError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, text),
+            ServeError::SequenceLost { .. } => Self::new(StatusCode::CONFLICT, text),
             ServeError::Overloaded {
+                retry_after_seconds,
+                ..
+            }
+            | ServeError::SequencesFull {
                 retry_after_seconds,
                 ..
             } => Self::new(StatusCode::TOO_MANY_REQUESTS, text)

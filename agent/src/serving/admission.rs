@@ -78,7 +78,7 @@ pub fn check_shape(spec: &TensorSpec, shape: &[i64]) -> Result<u64, ServeError> 
     };
     if spec.shape.len() != shape.len() || !spec.shape.iter().zip(shape).all(fits) {
         return Err(ServeError::Invalid(format!(
-            "input {}: the shape must be {}, not {}{}",
+            "input {:?}: the shape must be {}, not {}{}",
             spec.name,
             written(&spec.shape),
             written(shape),
@@ -91,14 +91,14 @@ pub fn check_shape(spec: &TensorSpec, shape: &[i64]) -> Result<u64, ServeError> 
     }
     if spec.datatype.size().is_none() {
         return Err(ServeError::Invalid(format!(
-            "input {}: tensors of datatype {} are not served",
+            "input {:?}: tensors of datatype {} are not served",
             spec.name,
             spec.datatype.name()
         )));
     }
     byte_size(spec.datatype, shape.iter().map(|&d| d as u64)).ok_or_else(|| {
         ServeError::Invalid(format!(
-            "input {}: the shape {} (the model takes {}) holds more bytes than can be counted",
+            "input {:?}: the shape {} (the model takes {}) holds more bytes than can be counted",
             spec.name,
             written(shape),
             written(&spec.shape)

@@ -6,6 +6,8 @@
 use edgeward_models::fleet::status::RefusedDelegate;
 use edgeward_models::{ModelName, Version};
 
+use super::sequences::SequenceId;
+
 /// Why a version could not be loaded: each delegate with its reason.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{model} {version} does not run on this device: {reason}")]
@@ -49,6 +51,21 @@ pub enum ServeError {
     #[error("model {model} is at its limit of requests; try again later")]
     Overloaded {
         model: ModelName,
+        retry_after_seconds: u64,
+    },
+    /// There is no such sequence, or not any more.
+    #[error(
+        "model {model}: sequence {sequence} cannot go on: {reason}; begin it again with sequence_start"
+    )]
+    SequenceLost {
+        model: ModelName,
+        sequence: SequenceId,
+        reason: String,
+    },
+    #[error("model {model}: all {most} sequences are in use; try again later")]
+    SequencesFull {
+        model: ModelName,
+        most: u32,
         retry_after_seconds: u64,
     },
     #[error("the deadline of {0} ms passed")]

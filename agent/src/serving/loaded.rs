@@ -17,6 +17,7 @@ use super::error::{RETRY_SOON_SECONDS, ServeError};
 use super::evidence::Subject;
 use super::poison::Poison;
 use super::proof::Proven;
+use super::sequences::Sequences;
 use super::stats::Stats;
 use crate::config::Limits;
 use crate::worker::Worker;
@@ -28,6 +29,7 @@ pub(super) struct Loaded {
     pub(super) queue_timeout: Duration,
     pub(super) waiting: WaitingRoom,
     pub(super) poison: Poison,
+    pub(super) sequences: Sequences,
     pub(super) stats: Stats,
     state: RwLock<State>,
     /// Requests between `resolve` and their answer.
@@ -64,6 +66,7 @@ impl Loaded {
     pub(super) fn new(subject: Subject, grant: Grant, limits: &Limits, proven: Proven) -> Self {
         let slots = slots(grant, limits);
         Self {
+            sequences: Sequences::new(subject.manifest().sequences),
             subject,
             grant,
             queue_timeout: limits.queue_timeout(),

@@ -5,7 +5,7 @@
 //! [`Engine::activate`] routes to it. A verified version that works keeps serving: nothing that a new version,
 //! a delegate or a caller does takes it away.
 //!
-//! Reading order: `engine` (routing), `served` (a request's way), `loaded` (one version), `evidence`, `golden`
+//! Reading order: `engine` (routing), `served` (a request's way), `sequences` (models that keep state), `loaded` (one version), `evidence`, `golden`
 //! and `proof` (delegates are proven), `supervise` and `poison` (after a crash), `admission`, `budget`, `stats`, `metrics`.
 
 mod admission;
@@ -18,6 +18,7 @@ mod loaded;
 mod metrics;
 mod poison;
 mod proof;
+mod sequences;
 mod served;
 mod stats;
 mod supervise;
@@ -25,6 +26,7 @@ mod supervise;
 pub use admission::check_shape;
 pub use engine::{Engine, EngineEvent, Prepared, ServedModel};
 pub use error::{LoadFailure, ServeError};
+pub use sequences::{Sequence, SequenceId};
 pub use served::{Request, Served};
 
 pub use crate::worker::Answer;

@@ -21,7 +21,7 @@ use super::evidence::{Evidence, Subject};
 use super::golden::{self, Case, Expected};
 use super::loaded::slots;
 use crate::config::Config;
-use crate::worker::{Answer, Spawner, Worker, WorkerError, WorkerSpec};
+use crate::worker::{Answer, Spawner, Stream, Worker, WorkerError, WorkerSpec};
 
 /// The end of a dead worker's stderr that is kept in a reason.
 const LAST_WORDS_BYTES: usize = 300;
@@ -126,6 +126,13 @@ impl Prover<'_> {
                 choice.least_share * 100.0
             )));
         }
+        if facts.keeps_state && self.opens_no_files_late(choice) {
+            return Err(Refusal::new(
+                "the model keeps state, so each sequence needs a new interpreter and the delegate is started \
+                 again, which a sealed worker does not allow; set opens_files_late in the delegate's profile"
+                    .to_owned(),
+            ));
+        }
         self.check(subject, choice, &worker).await?;
         self.warm_up(subject, &worker).await?;
         worker.seal().await.map_err(|e| self.refusal(e))?;
@@ -137,6 +144,12 @@ impl Prover<'_> {
             "delegate proven"
         );
         Ok(worker)
+    }
+
+    /// Whether a plugin may open nothing any more once its worker serves.
+    fn opens_no_files_late(&self, choice: &DelegateChoice) -> bool {
+        let profile = self.config.delegates.get(&choice.delegate);
+        profile.is_some_and(|profile| !profile.opens_files_late)
     }
 
     async fn start(
@@ -186,8 +199,9 @@ impl Prover<'_> {
     ) -> Result<(), Refusal> {
         match &*subject.evidence {
             Evidence::Golden(cases) => {
-                for (case, expected) in cases {
-                    let answer = self.answer(worker, case).await?;
+                for (number, (case, expected)) in cases.iter().enumerate() {
+                    let stream = stream(worker, number, cases.len());
+                    let answer = self.answer(worker, case, stream).await?;
                     compare(case, answer, expected, choice).await?;
                 }
                 Ok(())
@@ -195,8 +209,9 @@ impl Prover<'_> {
             Evidence::Generated { cases, .. }
                 if choice.delegate.as_str() == DelegateName::BUILTIN =>
             {
-                for case in cases {
-                    match self.run(worker, case).await {
+                for (number, case) in cases.iter().enumerate() {
+                    let stream = stream(worker, number, cases.len());
+                    match self.run(worker, case, stream).await {
                         // A free dimension of 1 may be too small for this model: then nothing can be generated.
                         Err(WorkerError::Invoke(reason)) if subject.has_free_dimensions(case) => {
                             info!(
@@ -213,8 +228,9 @@ impl Prover<'_> {
             Evidence::Generated { cases, answers } => {
                 let find = || self.builtin_answers(subject, cases);
                 let answers = answers.get_or_try_init(find).await?;
-                for (case, expected) in cases.iter().zip(answers) {
-                    let answer = self.answer(worker, case).await?;
+                for (number, (case, expected)) in cases.iter().zip(answers).enumerate() {
+                    let stream = stream(worker, number, cases.len());
+                    let answer = self.answer(worker, case, stream).await?;
                     compare(case, answer, expected, choice).await?;
                 }
                 Ok(())
@@ -248,8 +264,10 @@ impl Prover<'_> {
             .await
             .map_err(because)?;
         let mut answers = Vec::new();
-        for case in cases {
-            let answer = self.answer(&worker, case).await.map_err(because)?;
+        for (number, case) in cases.iter().enumerate() {
+            let stream = stream(&worker, number, cases.len());
+            let answer = self.answer(&worker, case, stream).await;
+            let answer = answer.map_err(because)?;
             let outputs = &subject.manifest().signatures[case.signature].outputs;
             let expected: Result<Vec<_>, String> = outputs
                 .iter()
@@ -270,16 +288,17 @@ impl Prover<'_> {
     }
 
     /// The first invoke of an interpreter is slow. The evidence warmed one; with several, as many requests at
-    /// once reach the others.
+    /// once reach the others. A model that keeps state gets new ones for its requests.
     async fn warm_up(&self, subject: &Subject, worker: &Worker) -> Result<(), Refusal> {
         let first = match &*subject.evidence {
             Evidence::Golden(cases) => cases.first().map(|(case, _)| case),
             Evidence::Generated { cases, .. } => cases.first(),
         };
-        let Some(case) = first.filter(|_| self.grant.instances > 1) else {
+        let Some(case) = first.filter(|_| self.grant.instances > 1 && !worker.facts().keeps_state)
+        else {
             return Ok(());
         };
-        let runs = (0..self.grant.instances).map(|_| self.run(worker, case));
+        let runs = (0..self.grant.instances).map(|_| self.run(worker, case, Stream::default()));
         for run in futures::future::join_all(runs).await {
             match run {
                 Err(WorkerError::Invoke(_)) if subject.has_free_dimensions(case) => {}
@@ -291,8 +310,13 @@ impl Prover<'_> {
         Ok(())
     }
 
-    async fn answer(&self, worker: &Worker, case: &Case) -> Result<Answer, Refusal> {
-        match self.run(worker, case).await {
+    async fn answer(
+        &self,
+        worker: &Worker,
+        case: &Case,
+        stream: Stream,
+    ) -> Result<Answer, Refusal> {
+        match self.run(worker, case, stream).await {
             Ok(answer) => Ok(answer),
             Err(error @ WorkerError::Died(_)) => {
                 let death = worker.died().await;
@@ -310,7 +334,12 @@ impl Prover<'_> {
     }
 
     /// One case through the ordinary request path.
-    async fn run(&self, worker: &Worker, case: &Case) -> Result<Answer, WorkerError> {
+    async fn run(
+        &self,
+        worker: &Worker,
+        case: &Case,
+        stream: Stream,
+    ) -> Result<Answer, WorkerError> {
         let deadline = Instant::now() + self.patience();
         let bytes = case.inputs.iter().map(|i| i.bytes.len()).sum();
         let mut slot = worker.lease(bytes, self.patience()).await?;
@@ -318,6 +347,7 @@ impl Prover<'_> {
             slot.input(&input.shape, input.bytes.len())?
                 .copy_from_slice(&input.bytes);
         }
+        slot.in_stream(stream);
         slot.invoke(case.signature, deadline).await
     }
 
@@ -336,6 +366,17 @@ impl Prover<'_> {
                 other => other.to_string(),
             },
         }
+    }
+}
+
+/// Where the evidence of a model that keeps state runs: all cases in order as one sequence, on an interpreter
+/// that goes with the last of them.
+fn stream(worker: &Worker, case: usize, cases: usize) -> Stream {
+    let keeps_state = worker.facts().keeps_state;
+    Stream {
+        number: u32::from(keeps_state),
+        begin: keeps_state && case == 0,
+        end: keeps_state && case + 1 == cases,
     }
 }
 

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use edgeward_models::manifest::{Manifest, Signature};
 
 use super::admission::{check_shape, retry_after_seconds};
-use super::error::ServeError;
+use super::error::{RETRY_SOON_SECONDS, ServeError};
 use super::loaded::{Hold, Loaded};
+use super::sequences::{NoTurn, Sequence, Sequences, Turn};
 use super::stats::{Outcome, Times};
 use crate::worker::{Answer, Slot, WorkerError};
 
@@ -29,6 +30,7 @@ pub struct Request {
     deadline: Instant,
     /// How long the request waited for its slot.
     waited: Duration,
+    turn: Option<Turn>,
     tally: Tally,
 }
 
@@ -82,6 +84,17 @@ impl Served {
         bytes: usize,
         deadline: Instant,
     ) -> Result<Request, ServeError> {
+        self.begin_in(None, signature, bytes, deadline).await
+    }
+
+    /// The same for a request that may belong to a sequence, whose earlier requests it waits for.
+    pub async fn begin_in(
+        &self,
+        sequence: Option<&Sequence>,
+        signature: usize,
+        bytes: usize,
+        deadline: Instant,
+    ) -> Result<Request, ServeError> {
         let loaded: &Loaded = &self.hold;
         let mut tally = Tally {
             hold: self.hold.clone(),
@@ -110,6 +123,25 @@ impl Served {
         let Some(place) = loaded.waiting.enter() else {
             return Err(tally.fails(overloaded(loaded)));
         };
+        let facts = worker.facts();
+        let turn = match sequence {
+            None if facts.keeps_state => Err(needs_sequence(loaded)),
+            None => Ok(None),
+            Some(_) if !facts.keeps_state => Err(keeps_no_state(loaded)),
+            Some(sequence) => {
+                let wait = left.min(loaded.queue_timeout);
+                let turn = Sequences::turn(&self.hold, facts.pid, sequence, wait).await;
+                turn.map(Some).map_err(|no| match no {
+                    NoTurn::Waited if Instant::now() >= deadline => tally.deadline_passed(deadline),
+                    no => no_turn(loaded, sequence, no),
+                })
+            }
+        };
+        let turn = match turn {
+            Ok(turn) => turn,
+            Err(error) => return Err(tally.fails(error)),
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
         let leased = worker.lease(bytes, left.min(loaded.queue_timeout)).await;
         drop(place);
         match leased {
@@ -119,6 +151,7 @@ impl Served {
                 filled: 0,
                 deadline,
                 waited: tally.begun.elapsed(),
+                turn,
                 tally,
             }),
             Err(WorkerError::Busy(_) | WorkerError::Deadline) if Instant::now() >= deadline => {
@@ -175,18 +208,19 @@ impl Request {
     /// future cancels what has not started.
     pub async fn infer(self) -> Result<Answer, ServeError> {
         let Self {
-            slot,
+            mut slot,
             signature,
             filled,
             deadline,
             waited,
+            mut turn,
             mut tally,
         } = self;
         let hold = tally.hold.clone();
         let wanted = &hold.manifest().signatures[signature];
         if let Some(missing) = wanted.inputs.get(filled) {
             return Err(tally.fails(ServeError::Invalid(format!(
-                "input {} is missing",
+                "input {:?} is missing",
                 missing.name
             ))));
         }
@@ -199,8 +233,14 @@ impl Request {
             }
             known = Some(digest);
         }
+        if let Some(turn) = &mut turn {
+            slot.in_stream(turn.send());
+        }
         match slot.invoke(signature, deadline).await {
             Ok(answer) => {
+                if let Some(turn) = turn {
+                    turn.answered();
+                }
                 tally.outcome = Outcome::Succeeded;
                 hold.stats.succeeded(Times {
                     queue: waited + answer.queue_time(),
@@ -227,6 +267,39 @@ fn too_large(loaded: &Loaded, needed: u64, limit: u64) -> ServeError {
         model: loaded.manifest().model.clone(),
         needed,
         limit,
+    }
+}
+
+fn needs_sequence(loaded: &Loaded) -> ServeError {
+    ServeError::Invalid(format!(
+        "model {} keeps state between requests: say which sequence this one belongs to with the parameter \
+         sequence_id, with sequence_start in its first request and sequence_end in its last (both, if it stands \
+         alone)",
+        loaded.manifest().model
+    ))
+}
+
+fn keeps_no_state(loaded: &Loaded) -> ServeError {
+    ServeError::Invalid(format!(
+        "model {} keeps no state between requests: leave out sequence_id",
+        loaded.manifest().model
+    ))
+}
+
+fn no_turn(loaded: &Loaded, sequence: &Sequence, no: NoTurn) -> ServeError {
+    let model = loaded.manifest().model.clone();
+    match no {
+        NoTurn::Unknown(reason) => ServeError::SequenceLost {
+            model,
+            sequence: sequence.id.clone(),
+            reason,
+        },
+        NoTurn::Full { most } => ServeError::SequencesFull {
+            model,
+            most,
+            retry_after_seconds: RETRY_SOON_SECONDS,
+        },
+        NoTurn::Waited => overloaded(loaded),
     }
 }
 

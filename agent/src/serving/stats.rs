@@ -47,8 +47,9 @@ impl Outcome {
             | ServeError::UnknownVersion { .. }
             | ServeError::Invalid(_)
             | ServeError::TooLarge { .. }
+            | ServeError::SequenceLost { .. }
             | ServeError::Poison { .. } => Self::Invalid,
-            ServeError::Overloaded { .. } => Self::Overloaded,
+            ServeError::Overloaded { .. } | ServeError::SequencesFull { .. } => Self::Overloaded,
             ServeError::NotReady { .. } => Self::NotReady,
             ServeError::Deadline(_) => Self::Deadline,
             ServeError::Crashed { .. } | ServeError::Failed { .. } => Self::Failed,

@@ -20,7 +20,7 @@ pub struct Model {
     pub(super) raw: NonNull<TfLiteModel>,
     // Dropped after `drop` has deleted the model: first the memory it reads, then where it reports to, then
     // the code.
-    _mapping: Mapping,
+    mapping: Mapping,
     _log: Box<Log>,
     library: Arc<Library>,
 }
@@ -52,10 +52,17 @@ impl Model {
         };
         Ok(Arc::new(Self {
             raw,
-            _mapping: mapping,
+            mapping,
             _log: log,
             library: Arc::clone(library),
         }))
+    }
+
+    /// The file.
+    pub fn bytes(&self) -> &[u8] {
+        let Mapping { address, length } = self.mapping;
+        // SAFETY: the mapping is as long as it says, is read-only and lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(address.as_ptr().cast::<u8>(), length) }
     }
 
     pub fn library(&self) -> &Arc<Library> {

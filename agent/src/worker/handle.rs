@@ -79,7 +79,7 @@ impl Worker {
 
         let loading = load(&control, guard.process());
         let loaded = tokio::time::timeout(spec.load_timeout, loading).await;
-        let (missing, delegated_nodes, total_nodes) = loaded.map_err(|_| {
+        let loaded = loaded.map_err(|_| {
             WorkerError::Refused(format!(
                 "loading took longer than {:?}; raise [tflite] load_timeout_ms if the device needs it",
                 spec.load_timeout
@@ -90,10 +90,11 @@ impl Worker {
         };
         let facts = LoadFacts {
             pid: process.pid(),
-            delegated_nodes,
-            total_nodes,
+            delegated_nodes: loaded.delegated_nodes,
+            total_nodes: loaded.total_nodes,
+            keeps_state: loaded.keeps_state,
             load_time: started.elapsed(),
-            sandbox: missing.map_or_else(
+            sandbox: loaded.missing.map_or_else(
                 || "enforced".to_owned(),
                 |missing| format!("not enforced: {missing}"),
             ),
@@ -190,11 +191,17 @@ impl Worker {
     }
 }
 
-/// Waits until the model is loaded. Returns what the sandbox lacks, delegated and total nodes.
-async fn load(
-    control: &AsyncFd<OwnedFd>,
-    process: &Process,
-) -> Result<(Option<String>, u32, u32), WorkerError> {
+/// What a worker says of itself when it is ready.
+struct Said {
+    /// Of the sandbox.
+    missing: Option<String>,
+    delegated_nodes: u32,
+    total_nodes: u32,
+    keeps_state: bool,
+}
+
+/// Waits until the model is loaded.
+async fn load(control: &AsyncFd<OwnedFd>, process: &Process) -> Result<Said, WorkerError> {
     let mut sandboxed = None;
     loop {
         match (hear(control).await, &sandboxed) {
@@ -207,9 +214,17 @@ async fn load(
                 Ok(FromWorker::Ready {
                     delegated_nodes,
                     total_nodes,
+                    keeps_state,
                 }),
                 Some(missing),
-            ) => return Ok((missing.clone(), delegated_nodes, total_nodes)),
+            ) => {
+                return Ok(Said {
+                    missing: missing.clone(),
+                    delegated_nodes,
+                    total_nodes,
+                    keeps_state,
+                });
+            }
             (Ok(_), _) => {
                 return Err(WorkerError::Start("it answered out of turn".to_owned()));
             }

@@ -30,6 +30,7 @@ pub use child::run as run_child;
 pub use handle::Worker;
 pub use request::{Answer, Slot};
 pub use spawner::Spawner;
+pub use wire::Stream;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -68,6 +69,8 @@ pub struct LoadFacts {
     pub pid: u32,
     pub delegated_nodes: u32,
     pub total_nodes: u32,
+    /// Answers may depend on the questions before: requests must say which sequence they belong to.
+    pub keeps_state: bool,
     pub load_time: Duration,
     /// `enforced`, or what the kernel could not do (only with `sandbox = "best-effort"`).
     pub sandbox: String,

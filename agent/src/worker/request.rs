@@ -14,7 +14,7 @@ use edgeward_models::manifest::{MAX_REQUEST_BYTES, TensorSpec};
 use super::memory::{Memory, aligned};
 use super::slots::SLACK;
 use super::supervisor::{Lease, OwnMemory};
-use super::wire::{self, Outcome, Shape, TensorRef};
+use super::wire::{self, Outcome, Shape, Stream, TensorRef};
 use super::{Worker, WorkerError};
 
 /// Memory for one request, shared with the worker. Given back when this and any [`Answer`] made from it are
@@ -25,6 +25,7 @@ pub struct Slot {
     inputs: Vec<TensorRef>,
     /// Where the next input begins in its area.
     next: usize,
+    stream: Stream,
     /// Keeps the process running while a request is in it.
     worker: Worker,
 }
@@ -60,6 +61,7 @@ impl Slot {
             own_memory,
             inputs: Vec::with_capacity(2),
             next: 0,
+            stream: Stream::default(),
             worker: worker.clone(),
         })
     }
@@ -94,6 +96,11 @@ impl Slot {
         Ok(slice)
     }
 
+    /// Runs on the interpreter of one stream instead of any.
+    pub fn in_stream(&mut self, stream: Stream) {
+        self.stream = stream;
+    }
+
     /// SHA-256 over all inputs reserved so far (for the table of inputs that crashed).
     pub fn input_digest(&self) -> edgeward_models::Digest {
         self.lease.digest(&self.inputs, self.own_memory.as_deref())
@@ -113,7 +120,13 @@ impl Slot {
         }
         let running = async {
             let (pending, answer) = supervisor
-                .submit(&self.lease, signature as u32, self.inputs, self.own_memory)
+                .submit(
+                    &self.lease,
+                    signature as u32,
+                    self.stream,
+                    self.inputs,
+                    self.own_memory,
+                )
                 .await?;
             let answer = answer.await.map_err(|_| supervisor.died_error());
             pending.finish();

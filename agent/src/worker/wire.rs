@@ -83,6 +83,8 @@ pub enum FromWorker {
     Ready {
         delegated_nodes: u32,
         total_nodes: u32,
+        /// Answers may depend on the questions before.
+        keeps_state: bool,
     },
     Sealed,
     CannotSeal {
@@ -129,12 +131,24 @@ pub struct TensorRef {
     pub shape: Shape,
 }
 
+/// Which interpreter of a model that keeps state a job is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stream {
+    /// 0: none in particular.
+    pub number: u32,
+    /// A new interpreter, whatever the number meant before.
+    pub begin: bool,
+    /// The interpreter is not needed any more.
+    pub end: bool,
+}
+
 /// Run a slot's inputs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
     pub id: u64,
     pub slot: u32,
     pub signature: u32,
+    pub stream: Stream,
     /// Monotonic clock when it was handed over.
     pub sent_at: u64,
     /// The core that handed it over.
@@ -179,6 +193,7 @@ impl Job {
         to.extend_from_slice(&self.id.to_le_bytes());
         to.extend_from_slice(&self.slot.to_le_bytes());
         to.extend_from_slice(&self.signature.to_le_bytes());
+        self.stream.encode(to);
         to.extend_from_slice(&self.sent_at.to_le_bytes());
         to.extend_from_slice(&self.core.to_le_bytes());
         to.extend_from_slice(&self.own_memory.to_le_bytes());
@@ -191,12 +206,32 @@ impl Job {
             id: reader.u64()?,
             slot: reader.u32()?,
             signature: reader.u32()?,
+            stream: Stream::decode(&mut reader)?,
             sent_at: reader.u64()?,
             core: reader.u32()?,
             own_memory: reader.u64()?,
             inputs: reader.tensors()?,
         };
         reader.end(job)
+    }
+}
+
+impl Stream {
+    fn encode(self, to: &mut Vec<u8>) {
+        to.extend_from_slice(&self.number.to_le_bytes());
+        to.push(u8::from(self.begin) | u8::from(self.end) << 1);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let (number, flags) = (reader.u32()?, reader.u8()?);
+        if flags > 3 {
+            return Err(Malformed);
+        }
+        Ok(Self {
+            number,
+            begin: flags & 1 != 0,
+            end: flags & 2 != 0,
+        })
     }
 }
 
@@ -354,7 +389,8 @@ mod tests {
     proptest! {
         #[test]
         fn jobs_and_replies_survive_the_journey(inputs in tensors(), id: u64, slot: u32, own_memory: u64) {
-            let job = Job { id, slot, signature: 3, sent_at: 9, core: 1, own_memory, inputs: inputs.clone() };
+            let stream = Stream { number: slot, begin: id % 2 == 0, end: id % 3 == 0 };
+            let job = Job { id, slot, signature: 3, stream, sent_at: 9, core: 1, own_memory, inputs: inputs.clone() };
             let mut bytes = Vec::new();
             job.encode(&mut bytes);
             prop_assert!(bytes.len() <= MAX_MESSAGE_BYTES);

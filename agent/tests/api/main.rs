@@ -11,5 +11,6 @@ mod infer;
 mod limits;
 mod overload;
 mod peers;
+mod sequences;
 mod smuggling;
 mod tls;

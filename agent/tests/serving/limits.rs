@@ -137,7 +137,7 @@ async fn wrong_requests_are_named_and_take_nothing_away() {
     drop(request);
     let request = served.begin(0, 256, deadline).await.expect("a slot");
     let error = request.infer().await.map(|_| ()).expect_err("no input");
-    assert_eq!(error.to_string(), "input image is missing");
+    assert_eq!(error.to_string(), "input \"image\" is missing");
     let mut request = served.begin(0, 256, deadline).await.expect("a slot");
     request
         .input(&[1, 8, 8, 1])

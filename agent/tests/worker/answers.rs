@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use edgeward_agent::worker::{Worker, WorkerError};
+use edgeward_agent::worker::{Answer, Stream, Worker, WorkerError};
 use futures::future::join_all;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{MINUTE, infer, sample, spawner};
 
@@ -164,10 +165,73 @@ async fn without_a_free_slot_the_answer_is_busy_in_time() {
         .expect("the slot that was given back");
 }
 
+/// What the accumulator answers next: the sum of all that one interpreter was asked.
+fn first(answer: &Answer) -> f32 {
+    f32::from_le_bytes(answer.output(0)[..4].try_into().expect("4 bytes"))
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_waits_for_any_more_is_not_begun() {
+    let (spawner, sample) = (spawner(), sample("accumulator-1.0.0"));
+    let worker = Worker::start(&spawner, sample.spec("builtin")).await;
+    let worker = worker.expect("start");
+    let inputs = sample.inputs(0, 1);
+    let answer = infer(&worker, &inputs, MINUTE).await.expect("answer");
+    assert_eq!(first(&answer), 1.0);
+    let process = Pid::from_raw(worker.facts().pid as i32).expect("a process");
+    kill_process(process, Signal::STOP).expect("stop");
+    let begun = Instant::now();
+    while !stopped(process) {
+        assert!(begun.elapsed() < MINUTE, "the worker does not stop");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let late = infer(&worker, &inputs, Duration::from_millis(50)).await;
+    assert!(matches!(late, Err(WorkerError::Deadline)));
+    kill_process(process, Signal::CONT).expect("go on");
+    let answer = infer(&worker, &inputs, MINUTE).await.expect("answer");
+    assert_eq!(first(&answer), 2.0, "the one without a caller was computed");
+}
+
+/// Whether a signal has reached every thread.
+fn stopped(process: Pid) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero()));
+    threads.expect("threads").flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit(") ").next();
+        state.is_some_and(|state| state.starts_with('T'))
+    })
+}
+
+#[tokio::test]
+async fn each_stream_has_an_interpreter_of_its_own_until_it_ends() {
+    let (spawner, sample) = (spawner(), sample("accumulator-1.0.0"));
+    let worker = Worker::start(&spawner, sample.spec("builtin")).await;
+    let worker = worker.expect("start");
+    assert!(worker.facts().keeps_state);
+    worker.seal().await.expect("sealed");
+    let ask = async |number, begin, end| {
+        let mut slot = worker.lease(16, MINUTE).await.expect("a slot");
+        for (shape, bytes) in sample.inputs(0, 1) {
+            let place = slot.input(&shape, bytes.len()).expect("an input");
+            place.copy_from_slice(&bytes);
+        }
+        slot.in_stream(Stream { number, begin, end });
+        slot.invoke(0, Instant::now() + MINUTE)
+            .await
+            .map(|a| first(&a))
+    };
+    assert!(ask(1, false, false).await.is_err(), "it has not begun");
+    for sum in [1.0, 2.0, 3.0] {
+        assert_eq!(ask(1, sum == 1.0, false).await.expect("one"), sum);
+        assert_eq!(ask(2, sum == 1.0, sum == 3.0).await.expect("two"), sum);
+    }
+    assert!(ask(2, false, false).await.is_err(), "it has ended");
+    assert_eq!(ask(1, true, false).await.expect("anew"), 1.0);
+}
+
 #[tokio::test]
 async fn state_lives_in_the_interpreter_and_ends_with_it() {
     let (spawner, sample) = (spawner(), sample("accumulator-1.0.0"));
-    let first = |bytes: &[u8]| f32::from_le_bytes(bytes[..4].try_into().expect("4 bytes"));
     for _ in 0..2 {
         let worker = Worker::start(&spawner, sample.spec("builtin"))
             .await
@@ -176,7 +240,7 @@ async fn state_lives_in_the_interpreter_and_ends_with_it() {
             let answer = infer(&worker, &sample.inputs(0, 1), MINUTE)
                 .await
                 .expect("answer");
-            assert_eq!(first(answer.output(0)), sum as f32);
+            assert_eq!(first(&answer), sum as f32);
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::digest::Digest;
 use crate::durable::{self, Access};
 use crate::manifest::{
     DelegateChoice, FORMAT, FileEntry, MANIFEST_FILE, MAX_MANIFEST_BYTES, MAX_REQUEST_BYTES,
-    Manifest, Signature, TensorSpec,
+    Manifest, Sequences, Signature, TensorSpec,
 };
 use crate::name::{DelegateName, FileName, ModelName, Version};
 use crate::tflite_file;
@@ -119,6 +119,7 @@ impl Package {
             signatures,
             invoke_limit_ms: 10_000,
             golden_file,
+            sequences: Sequences::default(),
             minimum_agent: Version::new(0, 1, 0),
             licence: options.licence,
             notes: options.notes,

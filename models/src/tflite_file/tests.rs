@@ -42,6 +42,14 @@ fn every_sample_says_what_its_manifest_says() {
 }
 
 #[test]
+fn only_a_model_with_variables_keeps_state() {
+    for name in SAMPLES {
+        let found = keeps_state(&sample(name, "model.tflite")).expect(name);
+        assert_eq!(found, name.starts_with("accumulator"), "{name}");
+    }
+}
+
+#[test]
 fn other_files_and_cut_off_models_are_refused_with_a_reason() {
     let model = sample("digits-1.0.0", "model.tflite");
     for bytes in [
@@ -105,6 +113,7 @@ proptest! {
         if cuts {
             bytes.truncate(cut.index(bytes.len()));
         }
+        let _ = keeps_state(&bytes);
         if let Ok(signatures) = signatures(&bytes) {
             prop_assert!(signatures.len() <= MAX_SIGNATURES);
             for tensor in signatures.iter().flat_map(|s| s.inputs.iter().chain(&s.outputs)) {
@@ -119,5 +128,6 @@ proptest! {
         bytes.extend_from_slice(IDENTIFIER);
         bytes.extend_from_slice(&tail);
         let _ = signatures(&bytes);
+        let _ = keeps_state(&bytes);
     }
 }

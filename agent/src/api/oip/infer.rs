@@ -28,7 +28,7 @@ use crate::api::coding::Coding;
 use crate::api::connection::Shared;
 use crate::api::error::ApiError;
 use crate::config::Limits;
-use crate::serving::{Request, ServeError, Served};
+use crate::serving::{Request, Sequence, ServeError, Served};
 
 /// Milliseconds that the caller gives the whole request.
 pub const TIMEOUT_HEADER: &str = "edgeward-timeout-ms";
@@ -90,13 +90,14 @@ pub async fn infer(
         bytes,
         fills,
         wish,
+        sequence,
     } = prepared;
     let timeout = match asked.into_iter().chain(timeout).min() {
         None => limits.default_deadline(),
         Some(timeout) => within_limit(timeout, limits)?,
     };
     let request = served
-        .begin(wish.signature, bytes, arrival + timeout)
+        .begin_in(sequence.as_ref(), wish.signature, bytes, arrival + timeout)
         .await?;
     let filled = fill(request, fills, json, body, &wish);
     let (request, fills) = on_time(arrival, timeout, filled).await?;
@@ -192,6 +193,7 @@ pub struct Prepared {
     /// In the signature's order.
     pub fills: Vec<Fill>,
     pub wish: Wish,
+    sequence: Option<Sequence>,
 }
 
 /// [`prepare`], on a thread of its own where there is much JSON.
@@ -230,6 +232,7 @@ pub fn prepare(
             bytes: body.len(),
             fills: vec![fill],
             wish: wish(0, None, outputs.collect()),
+            sequence: None,
         });
     }
     let json_length = match json_length {
@@ -271,6 +274,7 @@ pub fn prepare(
     let outputs = reply::wished_outputs(&request, signature)?;
     let (fills, bytes) = inputs::matched(&request, signature, json_length)?;
     let timeout = request.timeout;
+    let sequence = request.sequence;
     let wish = wish(index, request.id.map(Cow::into_owned), outputs);
     Ok(Prepared {
         json,
@@ -278,6 +282,7 @@ pub fn prepare(
         bytes,
         fills,
         wish,
+        sequence,
     })
 }
 

@@ -9,6 +9,8 @@
 //! | `timeout` | the request | microseconds from its arrival to its answer; 0: the device's default |
 //! | `priority` | the request | only 0: there is one queue |
 //! | `signature_name` | the request | which signature of the model; absent: its first |
+//! | `sequence_id` | the request | for a model that keeps state: which sequence it belongs to, a number or a text; 0 and "": none |
+//! | `sequence_start`, `sequence_end` | the request | it is the first, the last of its sequence |
 //! | `binary_data_size` | an input | its bytes follow the JSON, in the order of the inputs |
 //! | `binary_data` | an output | binary or JSON |
 
@@ -20,6 +22,7 @@ use edgeward_models::manifest::MAX_DIMENSIONS;
 
 use crate::api::error::ApiError;
 use crate::api::json::{Reader, Scalar};
+use crate::serving::{Sequence, SequenceId};
 
 /// More tensors than this in one request are refused.
 const MAX_TENSORS: usize = 256;
@@ -38,6 +41,7 @@ pub struct InferRequest<'a> {
     pub binary_by_default: bool,
     pub timeout: Option<Duration>,
     pub signature: Option<Cow<'a, str>>,
+    pub sequence: Option<Sequence>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -130,6 +134,11 @@ impl<'a> InferRequest<'a> {
         if reader.null() {
             return Ok(());
         }
+        let mut sequence = Sequence {
+            id: SequenceId::Number(0),
+            start: false,
+            end: false,
+        };
         reader.object("an object of parameters", |reader, key| {
             let value = reader.scalar()?;
             match key {
@@ -157,10 +166,24 @@ impl<'a> InferRequest<'a> {
                     Scalar::Text(name) => self.signature = Some(name),
                     _ => return Err(wrong_type(key, "a string")),
                 },
-                "sequence_id" | "sequence_start" | "sequence_end" => {
-                    return Err(ApiError::invalid(format!(
-                        "parameter {key}: sequences are not supported by this server"
-                    )));
+                "sequence_id" => {
+                    sequence.id = match value {
+                        Scalar::Text(id) if id.len() <= MAX_ID_BYTES => {
+                            SequenceId::Text(id.into_owned())
+                        }
+                        other => SequenceId::Number(other.as_u64().ok_or_else(|| {
+                            wrong_type(key, "a whole number or a string of at most 1024 bytes")
+                        })?),
+                    }
+                }
+                "sequence_start" | "sequence_end" => {
+                    let is = value.as_bool();
+                    let is = is.ok_or_else(|| wrong_type(key, "true or false"))?;
+                    let place = match key {
+                        "sequence_start" => &mut sequence.start,
+                        _ => &mut sequence.end,
+                    };
+                    *place = is;
                 }
                 _ => {
                     return Err(ApiError::invalid(format!(
@@ -168,8 +191,19 @@ impl<'a> InferRequest<'a> {
                     )));
                 }
             }
-            Ok(())
-        })
+            Ok::<_, ApiError>(())
+        })?;
+        let none = match &sequence.id {
+            SequenceId::Number(id) => *id == 0,
+            SequenceId::Text(id) => id.is_empty(),
+        };
+        if none && (sequence.start || sequence.end) {
+            return Err(ApiError::invalid(
+                "parameters sequence_start and sequence_end need a sequence_id other than 0",
+            ));
+        }
+        self.sequence = (!none).then_some(sequence);
+        Ok(())
     }
 }
 
@@ -375,8 +409,16 @@ mod tests {
             (r#"{"inputs":[],"output":[]}"#.to_owned(), "\"output\""),
             (r#"{"inputs":[],"id":5}"#.to_owned(), "id must be a string"),
             (
-                r#"{"inputs":[],"parameters":{"sequence_id":1}}"#.to_owned(),
+                r#"{"inputs":[],"parameters":{"sequence_id":-1}}"#.to_owned(),
                 "sequence_id",
+            ),
+            (
+                r#"{"inputs":[],"parameters":{"sequence_id":1,"sequence_end":1}}"#.to_owned(),
+                "sequence_end",
+            ),
+            (
+                r#"{"inputs":[],"parameters":{"sequence_start":true}}"#.to_owned(),
+                "need a sequence_id",
             ),
             (
                 r#"{"inputs":[],"parameters":{"priority":1}}"#.to_owned(),

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::instance::{Inputs, Instance, Stopped};
 use super::placement::Placement;
-use crate::tflite::Canceller;
+use super::streams::Streams;
+use crate::tflite::{Canceller, Model};
 use crate::worker::memory::Memory;
 use crate::worker::queue::Taking;
 use crate::worker::slots::State;
@@ -22,6 +23,7 @@ pub struct Shared {
     queue: Taking,
     memory: Memory,
     setup: Setup,
+    streams: Streams,
     parcels: OwnedFd,
     /// Parcels that one thread received while it looked for its own.
     stored: Mutex<Vec<(u64, OwnedFd)>>,
@@ -37,14 +39,23 @@ pub struct Running {
 struct Current {
     job: AtomicU64,
     cancelled: AtomicU64,
+    /// The interpreter, while it is that of a stream and not the thread's own.
+    stream: Mutex<Option<Canceller>>,
 }
 
 impl Shared {
-    pub fn new(queue: Taking, parcels: OwnedFd, memory: Memory, setup: Setup) -> Self {
+    pub fn new(
+        queue: Taking,
+        parcels: OwnedFd,
+        memory: Memory,
+        setup: Setup,
+        model: Arc<Model>,
+    ) -> Self {
         Self {
             queue,
             memory,
             setup,
+            streams: Streams::new(model),
             parcels,
             stored: Mutex::default(),
         }
@@ -74,7 +85,9 @@ impl Running {
         for (current, canceller) in &self.threads {
             if current.job.load(Ordering::SeqCst) == id {
                 current.cancelled.store(id, Ordering::SeqCst);
-                canceller.cancel();
+                let stream = current.stream.lock();
+                let stream = stream.unwrap_or_else(PoisonError::into_inner);
+                stream.as_ref().unwrap_or(canceller).cancel();
             }
         }
     }
@@ -122,6 +135,7 @@ fn work(
             (Outcome::Cancelled, None)
         } else {
             match own {
+                Ok(own) if job.stream.number > 0 => run_in_stream(shared, current, &job, own),
                 Ok(own) => run(&mut instance, shared, current, &job, own),
                 Err(error) => {
                     let reason = format!("the request's memory: {error}");
@@ -149,6 +163,34 @@ fn work(
         layout.set(memory, slot, State::Done);
         shared.queue.ring(memory)?;
     }
+}
+
+/// Runs a job on the interpreter of its stream.
+fn run_in_stream(
+    shared: &Shared,
+    current: &Current,
+    job: &Job,
+    own: Option<Memory>,
+) -> (Outcome, Option<OwnedFd>) {
+    let stream = match shared.streams.take(job.stream, &shared.setup) {
+        Ok(stream) => stream,
+        Err(reason) => return (Outcome::Failed(reason), None),
+    };
+    let mut instance = stream.lock().unwrap_or_else(PoisonError::into_inner);
+    let running = |canceller: Option<Canceller>| {
+        *current
+            .stream
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = canceller;
+    };
+    running(Some(instance.canceller()));
+    let outcome = run(&mut instance, shared, current, job, own);
+    running(None);
+    drop(instance);
+    if job.stream.end {
+        shared.streams.end(job.stream.number, &stream);
+    }
+    outcome
 }
 
 fn run(

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use edgeward_models::manifest::{Datatype, Signature, TensorSpec};
+use edgeward_models::tflite_file;
 
 use super::instance::Instance;
 use crate::tflite::{Delegate, Graph, Interpreter, Library, Model, Tensor, TfliteError};
@@ -17,24 +18,21 @@ use crate::worker::wire::{DelegateSetup, Setup};
 /// How much nicer than normal the loading thread is: about a tenth of a contended core.
 const NICENESS: i32 = 10;
 
+/// A model with its interpreters.
+pub struct Loaded {
+    pub model: Arc<Model>,
+    pub instances: Vec<Instance>,
+    /// Answers may depend on the questions before.
+    pub keeps_state: bool,
+}
+
 /// Builds and checks all interpreters.
-pub fn load(
-    library: &Arc<Library>,
-    model: OwnedFd,
-    setup: &Setup,
-) -> Result<Vec<Instance>, String> {
+pub fn load(library: &Arc<Library>, model: OwnedFd, setup: &Setup) -> Result<Loaded, String> {
     let model = Model::map(library, &model).map_err(text)?;
+    let keeps_state = tflite_file::keeps_state(model.bytes()).map_err(|e| e.to_string())?;
     let mut delegates = Vec::with_capacity(setup.instances);
     for _ in 0..setup.instances {
-        delegates.push(match &setup.delegate {
-            DelegateSetup::Builtin => None,
-            DelegateSetup::Xnnpack => {
-                Some(Delegate::xnnpack(library, setup.threads).map_err(text)?)
-            }
-            DelegateSetup::Plugin(plugin) => {
-                Some(Delegate::plugin(&plugin.library, &plugin.options).map_err(text)?)
-            }
-        });
+        delegates.push(delegate(library, setup)?);
     }
     let building = std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().name("loading".to_owned());
@@ -51,7 +49,26 @@ pub fn load(
             .join()
             .map_err(|_| "the loading thread panicked".to_owned())
     });
-    building?
+    Ok(Loaded {
+        instances: building??,
+        model,
+        keeps_state,
+    })
+}
+
+/// One more interpreter, for a new sequence.
+pub fn another(model: &Arc<Model>, setup: &Setup) -> Result<Instance, String> {
+    build(model, delegate(model.library(), setup)?, setup)
+}
+
+fn delegate(library: &Arc<Library>, setup: &Setup) -> Result<Option<Delegate>, String> {
+    Ok(match &setup.delegate {
+        DelegateSetup::Builtin => None,
+        DelegateSetup::Xnnpack => Some(Delegate::xnnpack(library, setup.threads).map_err(text)?),
+        DelegateSetup::Plugin(plugin) => {
+            Some(Delegate::plugin(&plugin.library, &plugin.options).map_err(text)?)
+        }
+    })
 }
 
 fn build(

@@ -10,6 +10,7 @@ mod instance;
 mod jobs;
 mod load;
 mod placement;
+mod streams;
 
 use std::fs::File;
 use std::io::Read;
@@ -83,18 +84,24 @@ fn serve(
             missing: sandbox.missing.clone(),
         },
     );
-    let instances = load::load(&library, model, &setup).map_err(|reason| FromWorker::Refused {
+    let load::Loaded {
+        model,
+        instances,
+        keeps_state,
+    } = load::load(&library, model, &setup).map_err(|reason| FromWorker::Refused {
         reason: wire::cut(&reason).to_owned(),
     })?;
     let nodes = instances.first().map(instance::Instance::nodes);
     let (delegated_nodes, total_nodes) = nodes.map_or((0, 0), |n| (n.delegated, n.total));
-    let running = jobs::start(instances, jobs::Shared::new(queue, parcels, memory, setup))
+    let shared = jobs::Shared::new(queue, parcels, memory, setup, model);
+    let running = jobs::start(instances, shared)
         .map_err(|e| cannot_start(format!("its interpreter threads: {e}")))?;
     tell(
         control,
         &FromWorker::Ready {
             delegated_nodes,
             total_nodes,
+            keeps_state,
         },
     );
     let mut buffer = vec![0; wire::MAX_CONTROL_BYTES];

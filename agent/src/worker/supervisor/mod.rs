@@ -25,7 +25,7 @@ use crate::worker::memory::Memory;
 use crate::worker::process::Process;
 use crate::worker::queue::Pushing;
 use crate::worker::slots::{Layout, State};
-use crate::worker::wire::{self, Job, Outcome, TensorRef, ToWorker};
+use crate::worker::wire::{self, Job, Outcome, Stream, TensorRef, ToWorker};
 use crate::worker::{WorkerDeath, WorkerError, clock, socket};
 
 /// What all handles, slots, answers and tasks of one worker share.
@@ -159,6 +159,7 @@ impl Supervisor {
         self: &Arc<Self>,
         lease: &Arc<Lease>,
         signature: u32,
+        stream: Stream,
         inputs: Vec<TensorRef>,
         own_memory: Option<Arc<OwnMemory>>,
     ) -> Result<(Pending, oneshot::Receiver<Received>), WorkerError> {
@@ -168,6 +169,7 @@ impl Supervisor {
             id,
             slot: lease.slot as u32,
             signature,
+            stream,
             sent_at: clock::nanoseconds(),
             core: rustix::thread::sched_getcpu() as u32,
             own_memory: own_memory.as_ref().map_or(0, |m| m.memory.length() as u64),
