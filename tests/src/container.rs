@@ -75,7 +75,8 @@ pub fn cannot_run() -> Option<String> {
     command.args(OPTIONS).args(["--read-only", "--pipe"]);
     command.arg("--directory").arg(debian);
     let finished = process::run(command.arg("/bin/true"));
-    (finished.code != Some(0)).then(|| finished.to_string())
+    let said = finished.stderr.trim().replace('\n', "; ");
+    (finished.code != Some(0)).then(|| format!("systemd-nspawn does not work here: {said}"))
 }
 
 impl Container {

@@ -197,6 +197,13 @@ fn the_unit_answers_whom_it_should_inside_a_whole_sandbox() {
     container.run("stranger", &words).expect_success();
     container.run("app", &["cat", CREDENTIAL]).expect_failure();
 
+    container.root_runs(&["systemctl", "reload", "edgeward.service"]);
+    wait::until("the key to be read again", wait::PATIENCE, || {
+        let journal = container.journal();
+        let read = journal.contains("certificates and key were read again");
+        read.then_some(()).ok_or(journal)
+    });
+
     // The sandbox, as the agent says and as the kernel says.
     assert_eq!(booted.status()["sandbox"], "enforced");
     let agent = booted.main_pid();
