@@ -5,11 +5,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use edgeward_models::Digest;
+use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::http::Client;
 use crate::process::{self, Finished, Process, dying_with_us};
-use crate::{binaries, wait};
+use crate::{binaries, plugin, wait};
 
 /// The bearer token of every device's TLS door (of tests only).
 pub const TOKEN: &str = "a-token-for-tests-that-nobody-guesses";
@@ -22,6 +23,8 @@ pub struct Device {
     /// The TOML text of the configuration.
     configuration: String,
     agent: Option<Process>,
+    /// Seconds by which its clock is wrong.
+    clock_shift: i64,
 }
 
 impl Device {
@@ -63,6 +66,7 @@ filter = "info,edgeward_agent=debug"
             tls_port,
             configuration,
             agent: None,
+            clock_shift: 0,
         };
         device.write_configuration();
         device
@@ -91,6 +95,25 @@ filter = "info,edgeward_agent=debug"
         );
         self.configuration = self.configuration.replace(from, to);
         self.write_configuration();
+    }
+
+    /// From its next start on it takes this moment for now.
+    pub fn set_clock(&mut self, now: Timestamp) {
+        self.clock_shift = now.as_second() - Timestamp::now().as_second();
+    }
+
+    /// From its next start on it knows what time it is.
+    pub fn mend_clock(&mut self) {
+        self.clock_shift = 0;
+    }
+
+    /// A command that has this device's clock.
+    fn command(&self, mut command: Command) -> Command {
+        if self.clock_shift != 0 {
+            command.env("LD_PRELOAD", plugin::shifted_clock());
+            command.env("CLOCK_SHIFT", self.clock_shift.to_string());
+        }
+        command
     }
 
     /// Connects to the broker through another port (a [`Relay`](crate::relay::Relay)).
@@ -139,7 +162,7 @@ filter = "info,edgeward_agent=debug"
 
     /// Runs a verb of `edgeward` to its end.
     pub fn edgeward(&self, arguments: &[&str]) -> Finished {
-        let mut command = Command::new(binaries::program("edgeward"));
+        let mut command = self.command(Command::new(binaries::program("edgeward")));
         command
             .arg("--config")
             .arg(self.config_path())
@@ -169,7 +192,7 @@ filter = "info,edgeward_agent=debug"
     /// Switches the device on and waits for nothing.
     pub fn spawn(&mut self) {
         assert!(self.agent.is_none(), "{} is running already", self.id);
-        let mut command = dying_with_us(&binaries::program("edgeward"));
+        let mut command = self.command(dying_with_us(&binaries::program("edgeward")));
         command.arg("--config").arg(self.config_path()).arg("serve");
         self.agent = Some(Process::start(&self.id, command, &self.log_path()));
     }

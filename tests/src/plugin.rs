@@ -1,4 +1,5 @@
-//! Builds the tests' own delegate library (`tests/plugin/test_delegate.cc`), which stands for a vendor's driver.
+//! Builds the tests' own libraries: a delegate (`tests/plugin/test_delegate.cc`), which stands for a vendor's driver,
+//! and another date (`tests/plugin/shifted_clock.c`).
 //!
 //! Called by scenarios that name it in a device's configuration. A library is built once per source and kept
 //! beside the programs; any number of test processes may ask for it at the same time.
@@ -10,19 +11,27 @@ use edgeward_models::Digest;
 
 use crate::{binaries, process};
 
+const DELEGATE_FLAGS: &[&str] = &["-std=c++17", "-fvisibility=hidden"];
+
 /// The library that does what its options say; its source explains them.
 pub fn test_delegate() -> PathBuf {
-    build("libtest_delegate", &[])
+    build("libtest_delegate", "test_delegate.cc", DELEGATE_FLAGS)
 }
 
 /// The same library, but it crashes while it is being loaded.
 pub fn test_delegate_that_crashes_on_load() -> PathBuf {
-    build("libtest_delegate_crash_on_load", &["-DCRASH_ON_LOAD"])
+    let flags = [DELEGATE_FLAGS, &["-DCRASH_ON_LOAD"]].concat();
+    build("libtest_delegate_crash_on_load", "test_delegate.cc", &flags)
 }
 
-fn build(name: &str, flags: &[&str]) -> PathBuf {
-    let source = binaries::root().join("tests/plugin/test_delegate.cc");
-    let text = std::fs::read(&source).expect("read the delegate's source");
+/// To be loaded before the C library (`LD_PRELOAD`); its source explains it.
+pub fn shifted_clock() -> PathBuf {
+    build("libshifted_clock", "shifted_clock.c", &["-xc"])
+}
+
+fn build(name: &str, source: &str, flags: &[&str]) -> PathBuf {
+    let source = binaries::root().join("tests/plugin").join(source);
+    let text = std::fs::read(&source).expect("read a library's source");
     let directory = build_directory();
     std::fs::create_dir_all(&directory).expect("make a directory");
     let library = directory.join(format!("{name}-{}.so", &Digest::of(&text).to_hex()[..16]));
@@ -33,14 +42,9 @@ fn build(name: &str, flags: &[&str]) -> PathBuf {
     let temporary = tempfile::tempdir_in(&directory).expect("make a directory");
     let made = temporary.path().join(name);
     let mut compiler = Command::new("c++");
-    compiler.args([
-        "-std=c++17",
-        "-O2",
-        "-shared",
-        "-fPIC",
-        "-fvisibility=hidden",
-    ]);
-    compiler.args(["-Wall", "-Wextra"]).args(flags);
+    compiler
+        .args(["-O2", "-shared", "-fPIC", "-Wall", "-Wextra"])
+        .args(flags);
     compiler.arg("-I").arg(tflite_headers()).arg(&source);
     process::run(compiler.arg("-o").arg(&made)).expect_success();
     std::fs::rename(&made, &library).expect("put the library in its place");
