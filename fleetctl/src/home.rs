@@ -10,8 +10,6 @@
 //! ```
 //! Every command opens one; `init` makes it. Nothing here touches the network.
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -93,8 +91,7 @@ impl Home {
             directory.join("ca"),
             directory.join("keys"),
         ] {
-            std::fs::set_permissions(&private, Permissions::from_mode(0o700))
-                .with_context(|| format!("cannot make {} private", private.display()))?;
+            durable::make_private(&private)?;
         }
         Ok(())
     }
@@ -204,6 +201,8 @@ pub fn parse_broker(text: &str) -> Result<BrokerAddress, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

@@ -17,7 +17,7 @@ use edgeward_models::{ModelName, Version};
 use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tracing::info;
+use tracing::{error, info, warn};
 
 /// How often a version is put together before missing chunks count as lost.
 const ASSEMBLY_TRIES: u32 = 5;
@@ -95,7 +95,6 @@ impl From<TransferError> for JobError {
             }
             TransferError::NoSpace { .. }
             | TransferError::Durable(_)
-            | TransferError::Cache(_)
             | TransferError::Aborted
             | TransferError::Verify(VerifyError::Durable(_)) => {
                 Self::new(FaultKind::Device, reason)
@@ -177,34 +176,20 @@ impl Workshop {
     ) -> Result<(), JobError> {
         let parts = Parts::list(&goal.repository, &*goal.source, model, version).await?;
         let parts = Arc::new(parts);
+        self.room_for(parts.clone().needs(self.cache.clone()).await?)?;
         let installed = self.state.installed(model).into_iter().rev().take(2);
         let installed = installed.map(|other| self.state.version_directory(model, &other));
         parts
             .clone()
             .reuse(self.cache.clone(), installed.collect())
             .await;
-        let room = |needed: u64| {
-            let reserve = self.config.fleet.as_ref().map_or_else(
-                || crate::config::Fleet::default().disk_reserve_bytes,
-                |fleet| fleet.disk_reserve_bytes,
-            );
-            let free = self.state.free_bytes();
-            if needed.saturating_add(reserve) > free {
-                return Err(TransferError::NoSpace {
-                    needed,
-                    free,
-                    reserve,
-                });
-            }
-            Ok(())
-        };
         let board = &self.board;
         let bytes = parts.bytes();
         let assembled: PathBuf = self.state.incoming().join(format!("{model}-{version}"));
         let mut tries = 1;
         loop {
             let fetched = parts
-                .fetch(&*goal.source, &self.cache, room, |have, of| {
+                .fetch(&*goal.source, &self.cache, |have, of| {
                     board.model(model, |line| {
                         line.phase = Phase::Fetching { have, of };
                         line.reason = None;
@@ -233,6 +218,39 @@ impl Workshop {
         self.cache.forget(parts.chunks());
         info!(%model, %version, "version installed");
         Ok(())
+    }
+
+    /// Before a byte of a version is fetched: whether it will fit and leave what is reserved.
+    fn room_for(&self, needed: u64) -> Result<(), TransferError> {
+        let (free, reserve) = (self.state.free_bytes(), self.reserve());
+        if needed.saturating_add(reserve) > free {
+            return Err(TransferError::NoSpace {
+                needed,
+                free,
+                reserve,
+            });
+        }
+        Ok(())
+    }
+
+    /// Bytes of the disk that are kept for what must be written: trust, pointers, and the record of their changes.
+    pub fn reserve(&self) -> u64 {
+        self.config.fleet.as_ref().map_or_else(
+            || crate::config::Fleet::default().disk_reserve_bytes,
+            |fleet| fleet.disk_reserve_bytes,
+        )
+    }
+
+    /// Records in the audit log what changes nothing, unless it would take from the reserve. What changes
+    /// something is recorded before it does (`audit.record`), or does not happen.
+    pub fn note(&self, event: &'static str, fields: serde_json::Value) {
+        if self.state.free_bytes() < self.reserve() {
+            warn!(event, "disk nearly full; not recorded in the audit log");
+            return;
+        }
+        if let Err(e) = self.audit.record(event, fields) {
+            error!(event, problem = %chain(&e), "audit record failed");
+        }
     }
 
     /// Lets the engine load and prove a version on the runtime that serves.

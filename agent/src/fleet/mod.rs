@@ -314,9 +314,7 @@ async fn watch_link(workshop: Arc<Workshop>, link: Link) {
         if connected && recorded.is_none_or(|at| at.elapsed() > CONNECTION_RECORDS) {
             recorded = Some(Instant::now());
             let fields = serde_json::json!({"broker": broker});
-            if let Err(e) = workshop.audit.record("connected", fields) {
-                error!(problem = %chain(&e), "audit record failed");
-            }
+            workshop.note("connected", fields);
         }
         if state.changed().await.is_err() {
             return;

@@ -27,8 +27,6 @@ const PARCEL_SAMPLES: usize = 32;
 const PARCEL_BYTES: usize = 32 * 1024;
 /// After a refusal by the broker.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
-/// Below this much free space nothing is kept: the disk is worth more to models.
-const DISK_FLOOR_BYTES: u64 = 16 << 20;
 
 /// Samples and sends until `stop`.
 pub async fn report(
@@ -125,7 +123,8 @@ impl Reporter {
             TelemetryLevel::Health | TelemetryLevel::Off => Vec::new(),
         };
         let device = self.resources.sample(self.workshop.state.root());
-        if device.disk_free_bytes < DISK_FLOOR_BYTES {
+        // The reserve is for what must be written.
+        if device.disk_free_bytes < self.workshop.reserve() {
             warn!("disk nearly full; telemetry sample not kept");
             return Ok(());
         }

@@ -9,11 +9,10 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use edgeward_models::chunk::{ChunkError, ChunkRef, Source, open_chunk, pack_target};
-use edgeward_models::durable::{self, Access, DurableError};
+use edgeward_models::durable::{self, Access, DurableError, lossy};
 use edgeward_models::name::FileName;
 use edgeward_models::verify::{TargetInfo, VerifiedRepository, VerifyError};
 use edgeward_models::{Digest, ModelName, Version};
@@ -34,7 +33,10 @@ const CHUNK_OVERHEAD: u64 = 1024;
 pub enum TransferError {
     #[error("the signed repository names no files of {model} {version}")]
     Unknown { model: ModelName, version: Version },
-    #[error("{needed} bytes are needed and {free} are free (of which {reserve} stay reserved)")]
+    #[error(
+        "{needed} bytes are needed on the device's disk and {free} are free, of which {reserve} stay reserved; \
+         make room there"
+    )]
     NoSpace {
         needed: u64,
         free: u64,
@@ -50,8 +52,6 @@ pub enum TransferError {
     Verify(#[from] VerifyError),
     #[error(transparent)]
     Durable(#[from] DurableError),
-    #[error("cannot keep a fetched chunk")]
-    Cache(#[source] io::Error),
     #[error("the task that assembles files ended early")]
     Aborted,
 }
@@ -78,33 +78,21 @@ impl ChunkCache {
         open_chunk(chunk, &compressed).ok()
     }
 
-    /// Keeps a chunk. Not fsynced: after a power cut it is whole or fetched again.
-    fn put(&self, digest: &Digest, compressed: &[u8]) -> io::Result<()> {
-        let path = self.path(digest);
-        // Two versions that share a chunk may fetch it at the same time.
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let temporary = path.with_extension(format!("part{count}"));
-        fs::write(&temporary, compressed)?;
-        fs::rename(&temporary, &path)
+    /// Keeps a chunk. After a power cut it is whole or fetched again.
+    fn put(&self, digest: &Digest, compressed: &[u8]) -> Result<(), DurableError> {
+        lossy::write(&self.path(digest), compressed)
     }
 
     /// Forgets the chunks of an installed version.
     pub fn forget<'a>(&self, chunks: impl IntoIterator<Item = &'a ChunkRef>) {
         for chunk in chunks {
-            let _ = fs::remove_file(self.path(&chunk.sha256));
+            lossy::remove(&self.path(&chunk.sha256));
         }
     }
 
     /// Forgets everything (no installation is under way).
     pub fn clear(&self) {
-        for entry in fs::read_dir(&self.directory)
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let _ = fs::remove_file(entry.path());
-        }
+        lossy::clear(&self.directory);
     }
 }
 
@@ -149,6 +137,15 @@ impl Parts {
         self.files.iter().flat_map(|(_, _, chunks)| chunks)
     }
 
+    /// The bytes of disk that an installation takes at its height: what is fetched lies there twice until it is
+    /// installed, as chunks and as files.
+    pub async fn needs(self: Arc<Self>, cache: ChunkCache) -> Result<u64, TransferError> {
+        // Reads and hashes all that is cached.
+        let missing = tokio::task::spawn_blocking(move || (self.missing(&cache), self.bytes()));
+        let (missing, bytes) = missing.await.map_err(|_| TransferError::Aborted)?;
+        Ok(bytes + missing.iter().map(|c| u64::from(c.length)).sum::<u64>())
+    }
+
     fn missing(&self, cache: &ChunkCache) -> Vec<ChunkRef> {
         let mut seen = HashSet::new();
         self.chunks()
@@ -180,14 +177,11 @@ impl Parts {
         &self,
         source: &dyn Source,
         cache: &ChunkCache,
-        room: impl FnOnce(u64) -> Result<(), TransferError>,
         progress: impl Fn(u64, u64),
     ) -> Result<u64, TransferError> {
         let of = self.bytes();
         let missing = self.missing(cache);
         let lacking: u64 = missing.iter().map(|c| u64::from(c.length)).sum();
-        // What is fetched lies on the disk twice until it is installed: as chunks and as files.
-        room(lacking + self.bytes())?;
         let mut have = of.saturating_sub(lacking);
         progress(have, of);
         let mut arrivals = futures::stream::iter(missing)
@@ -197,9 +191,7 @@ impl Parts {
         while let Some((chunk, arrived)) = arrivals.next().await {
             match arrived {
                 Ok(compressed) => {
-                    cache
-                        .put(&chunk.sha256, &compressed)
-                        .map_err(TransferError::Cache)?;
+                    cache.put(&chunk.sha256, &compressed)?;
                     fetched += compressed.len() as u64;
                     have += u64::from(chunk.length);
                     progress(have, of);

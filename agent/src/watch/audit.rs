@@ -5,9 +5,8 @@
 //! are fsynced before they take effect. The log never stops the agent from serving: a line torn by a power
 //! cut is cut off, a broken chain is set aside whole, and both are themselves recorded.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -79,9 +78,7 @@ impl Audit {
         match walk.end {
             End::Clean => {}
             End::Torn => {
-                file.set_len(walk.good_bytes)
-                    .and_then(|()| file.sync_all())
-                    .map_err(failed("cut the torn last line off", &path))?;
+                durable::cut(&file, &path, walk.good_bytes)?;
                 warn!(path = %path.display(), entries = length, "the audit log's torn last line was cut off");
                 found = Some((
                     "audit-repaired",
@@ -145,7 +142,7 @@ impl Audit {
         if let Err(error) = durable::append(&mut log.file, &path, &line) {
             // A half-written line (disk full) would tear the chain for every entry after it.
             if let Some(before) = before {
-                let _ = log.file.set_len(before);
+                let _ = durable::cut(&log.file, &path, before);
             }
             return Err(error);
         }
@@ -175,12 +172,7 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Durabl
 }
 
 fn open_locked(path: &Path) -> Result<File, DurableError> {
-    let file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(failed("open", path))?;
+    let file = durable::open_log(path)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| {
         let source = if e == rustix::io::Errno::WOULDBLOCK {
             io::Error::other("another edgeward process is using it; stop that one first")
@@ -196,7 +188,7 @@ fn set_aside(path: &Path) -> Result<PathBuf, DurableError> {
     for number in 1..10_000 {
         let kept = path.with_file_name(format!("{FILE}.broken-{number}"));
         if !kept.exists() {
-            fs::rename(path, &kept).map_err(failed("set aside the broken", path))?;
+            durable::rename(path, &kept)?;
             return Ok(kept);
         }
     }
@@ -246,6 +238,8 @@ fn walk(path: &Path) -> Result<Walk, DurableError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use serde_json::json;
 

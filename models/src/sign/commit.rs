@@ -14,7 +14,7 @@ use super::keys::{KeyRing, SigningRole, key_id};
 use super::repository::{Repository, TIMESTAMP_FILE, metadata_path, verified_chain};
 use super::{Publication, SignError, metadata, refused};
 use crate::chunk::pack_metadata;
-use crate::durable::{self, Access};
+use crate::durable::{self, Access, lossy};
 use crate::name::FileName;
 use crate::repository::METADATA_DIRECTORY;
 
@@ -232,7 +232,7 @@ impl Repository {
             let name = file_name.to_string_lossy();
             let roots_and_timestamp = name.ends_with(".root.json") || name == TIMESTAMP_FILE;
             if !roots_and_timestamp && name.ends_with(".json") && !wanted.contains(&*name) {
-                let _ = fs::remove_file(entry.path());
+                lossy::remove(&entry.path());
             }
         }
     }

@@ -262,12 +262,7 @@ fn lock(directory: &Path) -> Result<File, SignError> {
         path: path.clone(),
         source,
     };
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(read)?;
+    let file = durable::open_lock(&path)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => Err(SignError::Busy {

@@ -10,14 +10,13 @@
 //! cut nor damage can mix two updates.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use super::VerifyError;
 use super::chain::Chain;
 use super::state::TrustState;
 use crate::digest::Digest;
-use crate::durable::{self, Access, DurableError, Generations, Stored};
+use crate::durable::{self, Access, Generations, Stored, lossy};
 use crate::repository::MAX_METADATA_BYTES;
 
 #[derive(Debug, Clone)]
@@ -83,7 +82,7 @@ impl Disk {
         // What stays behind by a failure here is let go of the next time.
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
             if entry.file_name().to_str().is_none_or(|name| !wanted(name)) {
-                let _ = fs::remove_file(entry.path());
+                lossy::remove(&entry.path());
             }
         }
         Ok(())
@@ -103,21 +102,7 @@ impl Disk {
     /// An empty directory for tough, removed when dropped.
     pub fn scratch(&self) -> Result<Scratch, VerifyError> {
         let path = self.directory.join("scratch");
-        let failed = |action| {
-            let path = path.clone();
-            move |source| DurableError {
-                action,
-                path,
-                source,
-            }
-        };
-        match fs::remove_dir_all(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("empty the directory")(e).into());
-            }
-            _ => {}
-        }
-        fs::create_dir(&path).map_err(failed("make the directory"))?;
+        lossy::fresh_directory(&path)?;
         Ok(Scratch { path })
     }
 }
@@ -134,22 +119,13 @@ impl Scratch {
 
     /// Puts a file there for tough to find.
     pub fn put(&self, name: &str, bytes: &[u8]) -> Result<(), VerifyError> {
-        let path = self.path.join(name);
-        fs::write(&path, bytes).map_err(|source| {
-            let action = "write";
-            DurableError {
-                action,
-                path,
-                source,
-            }
-            .into()
-        })
+        Ok(lossy::write(&self.path.join(name), bytes)?)
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
+        lossy::remove_directory(&self.path);
     }
 }
 

@@ -22,6 +22,7 @@ use url::Url;
 use super::VerifyError;
 use crate::chunk::{self, ChunkError, Source};
 use crate::digest::Digest;
+use crate::durable::DurableError;
 use crate::name::FileName;
 use crate::repository::MAX_METADATA_BYTES;
 
@@ -137,6 +138,23 @@ impl Carrier {
         if let Some(trouble) = record.trouble.take() {
             return trouble.into();
         }
+        // This device's own disk is full or failing; nobody is to blame for the metadata.
+        let (action, path, source) = match error {
+            ToughError::DatastoreCreate { path, source, .. } => ("create", path, source),
+            ToughError::DatastoreOpen { path, source, .. } => ("open", path, source),
+            ToughError::DatastoreRemove { path, source, .. } => ("remove", path, source),
+            ToughError::DatastoreSerialize { path, source, .. } => ("write", path, source.into()),
+            error => return Self::blame(&record, error),
+        };
+        DurableError {
+            action,
+            path,
+            source,
+        }
+        .into()
+    }
+
+    fn blame(record: &Record, error: ToughError) -> VerifyError {
         let Some(file) = record.last.clone() else {
             return VerifyError::refused("the repository", error.to_string());
         };

@@ -7,10 +7,9 @@ use edgeward_models::name::RolloutId;
 use edgeward_models::{ModelName, Version};
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::{Attempt, Kind, Reconciler, Running, pause_after};
-use crate::fleet::board::chain;
 use crate::fleet::job::{FaultKind, JobError, clock};
 use crate::fleet::state::Quarantined;
 use crate::serving::EngineEvent;
@@ -36,8 +35,8 @@ impl Reconciler {
                 .attempts
                 .get(model)
                 .is_none_or(|a| a.error.reason != error.reason);
-            if first && let Err(e) = self.workshop.audit.record("version-refused", fields) {
-                error!(problem = %chain(&e), "audit record failed");
+            if first {
+                self.workshop.note("version-refused", fields);
             }
         }
         let failures = self.attempts.get(model).map_or(0, |a| a.failures) + 1;

@@ -6,10 +6,8 @@ use edgeward_models::chunk::Source;
 use edgeward_models::fleet::status::Phase;
 use serde_json::json;
 use tokio::sync::mpsc;
-use tracing::error;
 
 use super::{LookRequest, Reconciler};
-use crate::fleet::board::chain;
 use crate::fleet::job::FaultKind;
 
 /// A person's wish to apply a repository from a directory.
@@ -43,13 +41,13 @@ pub enum ImportOutcome {
 impl Reconciler {
     pub(super) fn import(&mut self, request: ImportRequest) {
         if self.membership.is_none() {
-            let line = "this device is not a member of a fleet, so nothing can be verified; `edgeward enroll` \
-                        makes it one";
-            answer(
-                Some(request.progress),
-                ImportOutcome::Failed,
-                vec![line.to_owned()],
-            );
+            let line = match self.workshop.board.facts().last_error {
+                Some(problem) => format!("nothing can be verified on this device: {problem}"),
+                None => "this device is not a member of a fleet, so nothing can be verified; `edgeward enroll` \
+                         makes it one"
+                    .to_owned(),
+            };
+            answer(Some(request.progress), ImportOutcome::Failed, vec![line]);
             return;
         }
         self.waiting_looks.push_back(LookRequest {
@@ -101,13 +99,10 @@ impl Reconciler {
         if lines.is_empty() {
             lines.push("nothing is wished for on this device".to_owned());
         }
-        let recorded = self.workshop.audit.record(
+        self.workshop.note(
             "import",
             json!({"timestamp": goal.repository.timestamp_version(), "outcome": outcome}),
         );
-        if let Err(e) = recorded {
-            error!(problem = %chain(&e), "audit record failed");
-        }
         answer(self.import.take(), outcome, lines);
     }
 }

@@ -143,28 +143,26 @@ impl Reconciler {
         }
         let text = chain(&error);
         // A broker that lost everything, or somebody who hides it, is no reason to cry wolf.
-        let carrier = matches!(
+        // A disk that is full is this device's own trouble.
+        let trouble = matches!(
             error,
             VerifyError::Missing { .. }
+                | VerifyError::Durable(_)
                 | VerifyError::Chunk(ChunkError::Source(_) | ChunkError::Missing(_))
         );
         let known = self.workshop.board.facts().last_error.as_ref() == Some(&text);
-        if carrier {
+        if trouble {
             warn!(problem = %text, "repository could not be read");
         } else {
             warn!(problem = %text, "repository refused; what is installed serves on");
             // The same refusal again and again (each reconnect) would only fill the log.
-            if !known
-                && let Err(e) = self
-                    .workshop
-                    .audit
-                    .record("metadata-refused", json!({"reason": text}))
-            {
-                error!(problem = %chain(&e), "audit record failed");
+            if !known {
+                self.workshop
+                    .note("metadata-refused", json!({"reason": text}));
             }
         }
         self.workshop.board.error(text.clone());
-        let outcome = if carrier {
+        let outcome = if trouble {
             ImportOutcome::Failed
         } else {
             ImportOutcome::Refused

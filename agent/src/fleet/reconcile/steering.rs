@@ -98,12 +98,18 @@ impl Reconciler {
             }
         }
         // The jitter spares the broker at a rollout's start; a retry has its own pause.
-        if !goal.local && !self.attempts.contains_key(model) {
+        let retry = self.attempts.contains_key(model);
+        if !goal.local && !retry {
             delay = wish.start_delay(&membership.device);
         }
         self.workshop.board.model(model, |line| {
             line.target = Some(version.clone());
             line.previous = record.previous.as_ref().map(|p| p.version.clone());
+            // The refusal of an earlier wish must not be read as the answer to this one.
+            if !retry {
+                line.phase = Phase::Fetching { have: 0, of: 0 };
+                line.reason = None;
+            }
         });
         let job = self.workshop.clone().obtain(
             goal.clone(),

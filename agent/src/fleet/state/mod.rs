@@ -15,7 +15,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use edgeward_models::durable::{self, DurableError};
@@ -67,12 +67,7 @@ impl StateDirectory {
     pub fn open(root: &Path) -> Result<Self, StateError> {
         if !root.exists() {
             durable::create_directory(root)?;
-            fs::set_permissions(root, fs::Permissions::from_mode(0o700)).map_err(|source| {
-                StateError::Unusable {
-                    path: root.to_owned(),
-                    source,
-                }
-            })?;
+            durable::make_private(root)?;
         }
         let lock = Self::take_lock(root)?;
         let state = Self {
@@ -92,12 +87,7 @@ impl StateDirectory {
             path: root.to_owned(),
             source,
         };
-        let lock = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(unusable)?;
+        let lock = durable::open_lock(&path)?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(lock),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::Locked(root.to_owned())),

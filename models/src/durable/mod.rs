@@ -1,16 +1,21 @@
 //! How bytes reach a disk that may lose power at any instruction.
 //!
-//! Every durable write of both programs goes through this module. A file is replaced by writing a temporary
+//! Every write of both programs to files of their own goes through this module. A file is replaced by writing a temporary
 //! file beside it, fsyncing that, renaming it over the old one and fsyncing the directory: afterwards the
 //! new bytes are there, and at any moment before the old ones are. [`Generations`] adds a checksum and keeps
-//! the file before, for state whose loss would be worse than a refusal.
+//! the file before, for state whose loss would be worse than a refusal. [`lossy`] is for caches.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::digest::Digest;
+pub use generations::{Generations, MAX_GENERATION_BYTES, Stored};
+
+mod generations;
+pub mod lossy;
+#[cfg(test)]
+mod tests;
 
 /// What was being done to which path, and what the system said.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +153,39 @@ pub fn remove_directory(path: &Path) -> Result<(), DurableError> {
     }
 }
 
+/// Opens a file that only [`append`] writes to, and makes it (0600) if it is missing.
+pub fn open_log(path: &Path) -> Result<File, DurableError> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(Access::Owner.mode())
+        .open(path)
+        .map_err(failed("open", path))
+}
+
+/// Cuts a file that was opened by [`open_log`] off after `length` bytes.
+pub fn cut(file: &File, path: &Path, length: u64) -> Result<(), DurableError> {
+    file.set_len(length)
+        .and_then(|()| file.sync_all())
+        .map_err(failed("cut off the end of", path))
+}
+
+/// Opens a file that only its lock is for, and makes it if it is missing.
+pub fn open_lock(path: &Path) -> Result<File, DurableError> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(failed("open", path))
+}
+
+/// Makes a directory its owner's alone (0700).
+pub fn make_private(path: &Path) -> Result<(), DurableError> {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+        .map_err(failed("set the permissions of", path))
+}
+
 /// Appends to a file and fsyncs it: the audit log's write.
 pub fn append(file: &mut File, path: &Path, bytes: &[u8]) -> Result<(), DurableError> {
     file.write_all(bytes).map_err(failed("append to", path))?;
@@ -185,130 +223,4 @@ fn temporary_beside(path: &Path) -> PathBuf {
     name.push(path.file_name().unwrap_or_default());
     name.push(".tmp");
     parent_of(path).join(name)
-}
-
-/// A small file kept in two generations with a checksum: `NAME` and `NAME.before`.
-///
-/// The content is preceded by its SHA-256 in hex and a line feed. A damaged `NAME` is told from an absent
-/// one; what to do with the generation before is the caller's decision.
-#[derive(Debug, Clone)]
-pub struct Generations {
-    path: PathBuf,
-}
-
-/// What stands on disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Stored {
-    /// Never written.
-    Absent,
-    Good(Vec<u8>),
-    /// The newest generation is unreadable; the one before, if that is whole.
-    Damaged {
-        before: Option<Vec<u8>>,
-    },
-}
-
-/// The largest content of a [`Generations`] file.
-pub const MAX_GENERATION_BYTES: u64 = 16 * 1024 * 1024;
-
-impl Generations {
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn before(&self) -> PathBuf {
-        let mut name = self.path.clone().into_os_string();
-        name.push(".before");
-        name.into()
-    }
-
-    pub fn read(&self) -> Result<Stored, DurableError> {
-        let newest = read(&self.path, MAX_GENERATION_BYTES + 65)?;
-        let before = || -> Result<Option<Vec<u8>>, DurableError> {
-            Ok(read(&self.before(), MAX_GENERATION_BYTES + 65)?.and_then(unseal))
-        };
-        match newest {
-            // A crash between the two renames of `write` leaves only the generation before.
-            None => Ok(before()?.map_or(Stored::Absent, Stored::Good)),
-            Some(bytes) => match unseal(bytes) {
-                Some(content) => Ok(Stored::Good(content)),
-                None => Ok(Stored::Damaged { before: before()? }),
-            },
-        }
-    }
-
-    pub fn write(&self, content: &[u8], access: Access) -> Result<(), DurableError> {
-        let mut bytes = Digest::of(content).to_hex().into_bytes();
-        bytes.push(b'\n');
-        bytes.extend_from_slice(content);
-        let temporary = temporary_beside(&self.path);
-        write_new(&temporary, &bytes, access)?;
-        // Only a whole newest generation may become the one before.
-        if let Some(newest) = read(&self.path, MAX_GENERATION_BYTES + 65)?
-            && unseal(newest).is_some()
-        {
-            rename(&self.path, &self.before())?;
-        }
-        rename(&temporary, &self.path)
-    }
-}
-
-fn unseal(bytes: Vec<u8>) -> Option<Vec<u8>> {
-    let (head, content) = bytes.split_at_checked(65)?;
-    let digest: Digest = std::str::from_utf8(&head[..64]).ok()?.parse().ok()?;
-    (head[64] == b'\n' && Digest::of(content) == digest).then(|| content.to_vec())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_damaged_generation_is_told_from_an_absent_one() {
-        let directory = tempfile::tempdir().expect("tempdir");
-        let file = Generations::new(directory.path().join("trust"));
-        assert_eq!(file.read().expect("read"), Stored::Absent);
-        file.write(b"one", Access::Owner).expect("write");
-        file.write(b"two", Access::Owner).expect("write");
-        assert_eq!(file.read().expect("read"), Stored::Good(b"two".to_vec()));
-        for damage in [&b""[..], b"zz", &[0; 68]] {
-            fs::write(file.path(), damage).expect("damage");
-            let before = Some(b"one".to_vec());
-            assert_eq!(file.read().expect("read"), Stored::Damaged { before });
-        }
-        // A damaged newest generation never pushes the whole one out.
-        file.write(b"three", Access::Owner).expect("write");
-        fs::write(file.path(), b"junk").expect("damage");
-        let before = Some(b"one".to_vec());
-        assert_eq!(file.read().expect("read"), Stored::Damaged { before });
-    }
-
-    #[test]
-    fn a_power_cut_between_the_renames_leaves_the_generation_before() {
-        let directory = tempfile::tempdir().expect("tempdir");
-        let file = Generations::new(directory.path().join("trust"));
-        file.write(b"one", Access::Owner).expect("write");
-        fs::rename(file.path(), file.before()).expect("rename");
-        assert_eq!(file.read().expect("read"), Stored::Good(b"one".to_vec()));
-    }
-
-    #[test]
-    fn permissions_are_exact_and_large_files_are_refused() {
-        let directory = tempfile::tempdir().expect("tempdir");
-        let path = directory.path().join("a/b/key");
-        create_directory(path.parent().expect("parent")).expect("mkdir");
-        write(&path, b"0123456789", Access::Owner).expect("write");
-        let mode = fs::metadata(&path).expect("metadata").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        assert!(read(&path, 9).is_err());
-        assert_eq!(
-            read(&path, 10).expect("read").expect("there"),
-            b"0123456789"
-        );
-        assert_eq!(read(&directory.path().join("none"), 1).expect("read"), None);
-    }
 }
