@@ -12,6 +12,7 @@
 
 mod client;
 mod floor;
+mod loading;
 mod measure;
 mod peers;
 mod question;
@@ -27,6 +28,7 @@ use edgeward_tests::{Device, Fleet, binaries, device, http, python};
 
 use client::Door;
 use floor::Floor;
+use loading::Loading;
 use measure::{Figure, Run, load};
 use peers::Peer;
 use question::{Encoding, Model, check_answer};
@@ -127,6 +129,7 @@ impl Bench {
                 .workers
                 .push((model.name, system::resident_bytes(worker)));
         }
+        let loading = self.measure_loading();
         self.device.stop();
         let peers = self.measure_peers();
         Report {
@@ -135,8 +138,27 @@ impl Bench {
             cases,
             memory,
             start_to_first_answer_ms: start,
+            loading,
             peers,
         }
+    }
+
+    /// The millisecond model's p99 while further versions of the picture's model come in.
+    fn measure_loading(&self) -> Loading {
+        let repositories: Vec<PathBuf> = (1..=self.runs)
+            .map(|number| {
+                let file = self
+                    .models
+                    .join(format!("{}-1.0.{number}.tflite", PICTURE.name));
+                std::fs::copy(self.model_file(&PICTURE), &file).expect("copy a model");
+                let push = ["push", path(&file), "--group", "bench", "--offline"];
+                self.fleet.fleetctl(&push).expect_success();
+                self.fleet.export(&format!("loading-{number}"))
+            })
+            .collect();
+        let request = MILLISECOND.request(Encoding::Binary, None);
+        let time = Duration::from_secs_f64(self.seconds);
+        loading::measure(&self.device, &self.unix(), &request, &repositories, time)
     }
 
     /// The servers in the Python environment that `BENCH_PEERS` names; none without it.

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::loading::Loading;
 use crate::measure::{Figure, Run};
 
 /// Another server's figures.
@@ -17,6 +18,7 @@ pub struct Report {
     pub cases: Vec<Case>,
     pub memory: Memory,
     pub start_to_first_answer_ms: Figure,
+    pub loading: Loading,
     /// Empty unless they were asked for.
     pub peers: Vec<PeerReport>,
 }
@@ -102,6 +104,12 @@ impl Report {
         for (model, bytes) in &self.memory.workers {
             text += &format!("; worker of {model} {}", mebibytes(*bytes));
         }
+        text += &format!(
+            "\np99 of the 1 ms model: {} us; while another model's version is loaded {} us ({} loads)",
+            both(self.loading.quiet_p99_us, 0),
+            both(self.loading.loading_p99_us, 0),
+            self.loading.versions,
+        );
         text + &format!(
             "\nstart to first answer with the tiny model active: {} ms\n",
             both(self.start_to_first_answer_ms, 1)
@@ -128,6 +136,12 @@ impl Report {
             },
             "start_to_first_answer_ms": round(self.start_to_first_answer_ms.median),
             "worst_start_to_first_answer_ms": round(self.start_to_first_answer_ms.worst),
+            "loading": {
+                "versions": self.loading.versions,
+                "quiet_p99_us": round(self.loading.quiet_p99_us.median),
+                "loading_p99_us": round(self.loading.loading_p99_us.median),
+                "worst_loading_p99_us": round(self.loading.loading_p99_us.worst),
+            },
             "peers": peers,
         });
         format!("{summary:#}\n")

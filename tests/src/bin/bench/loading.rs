@@ -1,0 +1,60 @@
+//! What one model's callers feel while versions of another one are loaded.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use edgeward_tests::Device;
+use edgeward_tests::fleet::path;
+
+use crate::client::Door;
+use crate::measure::{Figure, Run, load};
+
+/// 99th percentiles in microseconds, with nothing else going on and while versions are installed and loaded.
+pub struct Loading {
+    pub quiet_p99_us: Figure,
+    pub loading_p99_us: Figure,
+    pub versions: usize,
+}
+
+/// Imports `repositories`, each with a further version of another model, while one client asks. Each import
+/// is measured by itself: the client stops when the version is active.
+pub fn measure(
+    device: &Device,
+    door: &Door,
+    request: &[u8],
+    repositories: &[PathBuf],
+    time: Duration,
+) -> Loading {
+    let mut quiet = Vec::new();
+    let mut loading = Vec::new();
+    for repository in repositories {
+        quiet.push(load(door, request, 1, time / 4).p99_us);
+        let over = AtomicBool::new(false);
+        let latencies = std::thread::scope(|scope| {
+            let client = scope.spawn(|| ask_until(door, request, &over));
+            device
+                .edgeward(&["import", path(repository)])
+                .expect_success();
+            over.store(true, Ordering::Relaxed);
+            client.join().expect("the client")
+        });
+        loading.push(Run::new(latencies, time).p99_us);
+    }
+    Loading {
+        quiet_p99_us: Figure::low_is_good(quiet),
+        loading_p99_us: Figure::low_is_good(loading),
+        versions: repositories.len(),
+    }
+}
+
+fn ask_until(door: &Door, request: &[u8], over: &AtomicBool) -> Vec<Duration> {
+    let mut connection = door.connect().expect("connect to the agent");
+    let mut latencies = Vec::new();
+    while !over.load(Ordering::Relaxed) {
+        let before = Instant::now();
+        connection.ask(request).expect("an answer");
+        latencies.push(before.elapsed());
+    }
+    latencies
+}
