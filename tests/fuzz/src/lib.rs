@@ -6,18 +6,24 @@
 //! `seeds/TARGET`, the inputs that any hunt begins with. An input that once broke something joins them.
 
 mod doors;
+mod fleet;
 
 /// Takes any bytes; panics when a promise is broken.
 pub type Target = fn(&[u8]);
 
 /// What can be hunted, by name.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("chunk-list", fleet::chunk_list),
     ("content-coding", doors::content_coding),
+    ("enrolment", fleet::enrolment),
+    ("fleet-cbor", fleet::cbor),
     ("headers", doors::headers),
     ("infer-body", doors::infer_body),
     ("infer-json", doors::infer_json),
+    ("metadata", fleet::metadata),
     ("path", doors::path),
     ("tensor-json", doors::tensor_json),
+    ("topic", fleet::topic),
 ];
 
 /// The target of that name.
