@@ -63,6 +63,8 @@ fn tflite_headers() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["metadata", "--format-version=1", "--locked", "--offline"]);
+    // What other platforms need was never downloaded.
+    command.args(["--filter-platform", &host()]);
     let metadata = process::run(command.current_dir(binaries::root())).expect_success();
     let metadata: serde_json::Value = serde_json::from_str(&metadata).expect("cargo's metadata");
     let packages = metadata["packages"].as_array().expect("packages");
@@ -72,6 +74,13 @@ fn tflite_headers() -> PathBuf {
     let manifest = bindings.expect("the bindings crate")["manifest_path"].as_str();
     let directory = Path::new(manifest.expect("a path")).parent();
     directory.expect("a directory").to_owned()
+}
+
+/// What rustc calls this machine.
+fn host() -> String {
+    let version = process::run(Command::new("rustc").arg("-vV")).expect_success();
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.expect("a line about the host").to_owned()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use edgeward_agent::worker::{Worker, WorkerError};
 use edgeward_models::Digest;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{MINUTE, infer, refusal, sample, spawner, start_plugin, until};
 
@@ -19,11 +20,8 @@ async fn a_killed_worker_fails_what_is_in_it_at_once_and_says_why() {
     // It must be running, not waiting, to be a suspect.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let killed = Instant::now();
-    let pid = worker.facts().pid.to_string();
-    let kill = std::process::Command::new("kill")
-        .args(["-KILL", &pid])
-        .status();
-    assert!(kill.expect("kill").success());
+    let process = Pid::from_raw(worker.facts().pid as i32).expect("a process");
+    kill_process(process, Signal::KILL).expect("kill");
     let failed = asked.await.expect("task");
     assert!(killed.elapsed() < Duration::from_secs(5));
     let reason = "killed by signal 9 (SIGKILL)";
