@@ -9,7 +9,7 @@ help:
 	@echo "make stop        ends what KEEP=1 make run left up"
 	@echo "make test        format, clippy, all tests"
 	@echo "make fuzz        each parser of foreign bytes for ten minutes (SECONDS_EACH=60 for a minute)"
-	@echo "make soak        ten times the load that a device can bear; a power cut at every moment of an installation"
+	@echo "make soak        ten times the load that a device can bear; a power cut at every moment; a model of 200 MiB"
 	@echo "make bench       latency beside the bare interpreter, into target/bench/summary.json"
 	@echo "make bench-peers the same, then Triton and FastAPI in the same run"
 	@echo "make deny        licences, sources and bans of all dependencies (builds cargo-deny: minutes)"
@@ -39,7 +39,7 @@ soak:
 	cargo build --release --locked --workspace --bins
 	$${CARGO_TARGET_DIR:-target}/release/soak
 	cargo build --locked --workspace --bins
-	EDGEWARD_SOAK=1 cargo test --locked --workspace --test power_cut -- --nocapture
+	EDGEWARD_SOAK=1 cargo test --locked --workspace --test power_cut --test small_packets -- --nocapture
 
 bench:
 	@tests/setup.sh --tests

@@ -25,6 +25,8 @@ pub struct Broker {
     directory: PathBuf,
     home: PathBuf,
     process: Option<Process>,
+    /// Further lines of mosquitto's configuration.
+    more: String,
 }
 
 impl Broker {
@@ -36,9 +38,15 @@ impl Broker {
             directory: directory.to_owned(),
             home: home.to_owned(),
             process: None,
+            more: String::new(),
         };
         broker.restart();
         broker
+    }
+
+    /// Adds a line to mosquitto's configuration, from the next start on.
+    pub fn configure(&mut self, line: &str) {
+        self.more = format!("{}{line}\n", self.more);
     }
 
     /// SIGKILL, at whatever moment. All it kept is gone.
@@ -90,8 +98,11 @@ impl Broker {
             .replace(&listener, &format!("listener {} 127.0.0.1\n", self.port))
             .replace("persistence true\n", "persistence false\n");
         let path = self.directory.join("mosquitto.conf");
-        std::fs::write(&path, format!("user root\nlog_dest stderr\n{text}"))
-            .expect("write a configuration");
+        std::fs::write(
+            &path,
+            format!("user root\nlog_dest stderr\n{}{text}", self.more),
+        )
+        .expect("write a configuration");
         // Debian keeps it where only root's PATH looks.
         let program = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"]
             .into_iter()
