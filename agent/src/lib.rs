@@ -10,6 +10,7 @@
 pub mod api;
 pub mod commands;
 pub mod config;
+mod either_time;
 pub mod fleet;
 pub mod logging;
 pub mod serving;

@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::auth::{Gate, Tokens};
 use crate::config::TlsDoor;
+use crate::either_time::EitherTime;
 
 /// What `tls.without_authentication` must say to mean it.
 pub const WITHOUT_AUTHENTICATION: &str = "anyone-who-can-connect-may-infer";
@@ -66,7 +67,7 @@ impl Tls {
         let clock = NotBehind::new(&known, proven);
         let mut server = ServerConfig::builder_with_details(provider, Arc::new(clock))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(Arc::new(EitherTime(verifier)))
             .with_single_cert(chain, key)
             .context("tls.certificate and tls.private_key do not belong together")?;
         server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -88,8 +89,8 @@ impl Tls {
     }
 }
 
-/// The time against which client certificates are checked: the clock, unless it is behind what verified
-/// documents or the door's own certificates prove. A device without a battery boots in 1970; its callers' certificates would then all be
+/// The time against which client certificates are checked first ([`EitherTime`]): the clock, unless it is behind
+/// what verified documents or the door's own certificates prove. A device without a battery boots in 1970; its callers' certificates would then all be
 /// "not yet valid", and nobody could be served until the network has told the time.
 #[derive(Debug)]
 struct NotBehind {

@@ -21,12 +21,19 @@ pub struct Args {
     /// Do not ask the broker; carry the repository with `fleetctl export`
     #[arg(long)]
     offline: bool,
+    /// Sign although this computer's clock is behind the last signature: the way back after something was
+    /// signed on a computer whose clock ran ahead
+    #[arg(long)]
+    accept_earlier_clock: bool,
 }
 
 impl Args {
     pub async fn run(self, home: &Path, printer: &Printer) -> Result<ExitCode> {
         let operator = Operator::open(home, printer)?;
         let mut repository = operator.repository()?;
+        if self.accept_earlier_clock {
+            repository.accept_earlier_clock();
+        }
         let standing = match self.offline {
             true => None,
             false => Some(operator.standing(&repository).await?),

@@ -95,7 +95,8 @@ impl Repository {
         let last = self.chain.signed_at;
         if now < last && !self.earlier_clock_accepted {
             return Err(refused(format!(
-                "this computer's clock says {now}, and the repository was signed at {last}: set the clock"
+                "this computer's clock says {now}, and the repository was signed at {last}: set the clock, \
+                 or, if it was ahead then, run `fleetctl refresh --accept-earlier-clock` once"
             )));
         }
         Ok(now)
