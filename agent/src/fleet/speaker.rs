@@ -21,6 +21,10 @@ use super::mqtt::{Link, LinkError, LinkState, Presence};
 const GATHER: Duration = Duration::from_millis(200);
 /// Progress alone is told this often.
 const PROGRESS: Duration = Duration::from_secs(3);
+/// A status that could not be published is tried again after this time.
+const RETRY: Duration = Duration::from_secs(30);
+/// A status is told at least this often, so that a device which is well differs from one that hangs.
+const ALIVE: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, thiserror::Error)]
 pub enum SpeakError {
@@ -73,9 +77,11 @@ pub async fn speak(workshop: Arc<Workshop>, identity: Arc<Identity>, link: Link)
     let mut sequence = 0;
     let mut told: Option<(Status, Instant)> = None;
     loop {
+        let pause = told.as_ref().map_or(RETRY, |_| ALIVE);
         tokio::select! {
             Ok(()) = sessions.changed() => told = None,
             Ok(()) = changes.changed() => tokio::time::sleep(GATHER).await,
+            () = tokio::time::sleep(pause) => {}
             else => return,
         }
         changes.mark_unchanged();
@@ -93,7 +99,8 @@ pub async fn speak(workshop: Arc<Workshop>, identity: Arc<Identity>, link: Link)
         if let Some((before, at)) = &told {
             let same = lasting(before) == lasting(&status);
             let progressed = phases(before) != phases(&status);
-            if same && (!progressed || at.elapsed() < PROGRESS) {
+            let recent = at.elapsed() < ALIVE;
+            if same && recent && (!progressed || at.elapsed() < PROGRESS) {
                 continue;
             }
         }

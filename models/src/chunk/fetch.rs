@@ -3,6 +3,7 @@
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::list::{self, List, MARK, MAX_LIST_BYTES};
+use super::pack::MIN_PIECE;
 use super::{ChunkError, ChunkRef, MAX_CHUNK_BYTES, Source, decompress, open_chunk};
 use crate::digest::Digest;
 use crate::name::FileName;
@@ -130,6 +131,15 @@ pub async fn gather(
         return Err(ChunkError::TooLarge {
             what: what.to_owned(),
             limit,
+        });
+    }
+    // Nothing vouches for a list of metadata: many tiny pieces would only keep the reader busy.
+    let most = total / MIN_PIECE as u64 + 1;
+    if chunks.len() as u64 > most {
+        return Err(ChunkError::TooManyPieces {
+            what: what.to_owned(),
+            pieces: chunks.len(),
+            most,
         });
     }
     let mut pieces = stream::iter(chunks.to_vec())

@@ -76,6 +76,14 @@ pub enum ChunkError {
     Metadata { file: FileName, problem: String },
     #[error("{what} is larger than the {limit} bytes allowed")]
     TooLarge { what: String, limit: u64 },
+    #[error(
+        "{what} was cut into {pieces} pieces where {most} are enough: nothing that this fleet's tools wrote"
+    )]
+    TooManyPieces {
+        what: String,
+        pieces: usize,
+        most: u64,
+    },
     #[error("cannot compress {what}")]
     Compress {
         what: String,

@@ -15,7 +15,7 @@ use crate::digest::Digest;
 /// Incompressible bytes grow a little in zstd, and the grown chunk must still fit.
 const MAX_PIECE: usize = MAX_CHUNK_BYTES - 64;
 const AVERAGE_PIECE: usize = 32 * 1024;
-const MIN_PIECE: usize = 16 * 1024;
+pub(super) const MIN_PIECE: usize = 16 * 1024;
 const COMPRESSION_LEVEL: i32 = 3;
 
 /// Packs a metadata file (`head` is what its topic carries).

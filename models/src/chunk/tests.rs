@@ -198,6 +198,23 @@ fn a_list_that_skips_a_level_or_claims_terabytes_is_refused() {
     let huge = put(&mut source, &huge);
     let error = wait(list_chunks(&source, &huge, 4)).expect_err("size");
     assert!(matches!(error, ChunkError::TooLarge { .. }), "{error}");
+
+    // Small in bytes, and thousands of questions to whoever carries it: refused before the first one.
+    let crumb = ChunkRef {
+        sha256: Digest::of(b"not there"),
+        length: 1,
+    };
+    let crumbs = List {
+        level: 2,
+        chunks: vec![crumb; 1000],
+    }
+    .to_json();
+    let crumbs = put(&mut source, &crumbs);
+    let error = wait(list_chunks(&source, &crumbs, 4)).expect_err("pieces");
+    assert!(
+        matches!(error, ChunkError::TooManyPieces { pieces: 1000, .. }),
+        "{error}"
+    );
 }
 
 #[test]
