@@ -331,6 +331,43 @@ __attribute__((constructor)) void OnLoad() { Crash(); }
 
 }  // namespace
 
+#ifdef STABLE
+extern "C" __attribute__((visibility("default"))) const int TFL_TheStableDelegate = 1;
+#endif
+
+#ifdef GPU_V2
+// As in TFLite's lite/delegates/gpu/delegate_options.h: the functions of its GPU delegate in place of a plugin's.
+// Starts only with the numbers that its test sets, and with its own default in the rest.
+typedef struct {
+  int32_t is_precision_loss_allowed, inference_preference;
+  int32_t inference_priority1, inference_priority2, inference_priority3;
+  int64_t experimental_flags;
+  int32_t max_delegated_partitions;
+  const char *serialization_dir, *model_token;
+} TfLiteGpuDelegateOptionsV2;
+
+extern "C" __attribute__((visibility("default"))) TfLiteGpuDelegateOptionsV2 TfLiteGpuDelegateOptionsV2Default() {
+  return {-1, 2, 1, 0, 0, 1, 1, nullptr, nullptr};
+}
+
+extern "C" __attribute__((visibility("default"))) TfLiteDelegate* TfLiteGpuDelegateV2Create(
+    const TfLiteGpuDelegateOptionsV2* o) {
+  bool as_told = o->is_precision_loss_allowed == -1 && o->inference_preference == 2 && o->inference_priority1 == 1 &&
+                 o->inference_priority2 == 0 && o->inference_priority3 == 3 &&
+                 o->experimental_flags == (int64_t{1} << 40) && o->max_delegated_partitions == 7 &&
+                 !o->serialization_dir && !o->model_token;
+  if (!as_told) return nullptr;
+  auto* delegate = new TestDelegate;
+  delegate->base.data_ = delegate;
+  delegate->base.Prepare = Prepare;
+  delegate->base.flags = kTfLiteDelegateFlagsNone;
+  return &delegate->base;
+}
+
+extern "C" __attribute__((visibility("default"))) void TfLiteGpuDelegateV2Delete(TfLiteDelegate* base) {
+  if (base) delete static_cast<TestDelegate*>(base->data_);
+}
+#else
 extern "C" __attribute__((visibility("default"))) TfLiteDelegate* tflite_plugin_create_delegate(
     const char* const* keys, const char* const* values, size_t count, void (*report)(const char*)) {
   auto refuse = [&](const std::string& why) -> TfLiteDelegate* {
@@ -357,3 +394,4 @@ extern "C" __attribute__((visibility("default"))) TfLiteDelegate* tflite_plugin_
 extern "C" __attribute__((visibility("default"))) void tflite_plugin_destroy_delegate(TfLiteDelegate* base) {
   if (base) delete static_cast<TestDelegate*>(base->data_);
 }
+#endif  // GPU_V2

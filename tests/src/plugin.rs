@@ -24,6 +24,18 @@ pub fn test_delegate_that_crashes_on_load() -> PathBuf {
     build("libtest_delegate_crash_on_load", "test_delegate.cc", &flags)
 }
 
+/// One that exports the functions of TFLite's GPU delegate, and starts with the options of one test alone.
+pub fn test_gpu_delegate() -> PathBuf {
+    let flags = [DELEGATE_FLAGS, &["-DGPU_V2", "-Wno-unused-function"]].concat();
+    build("libtest_delegate_gpu", "test_delegate.cc", &flags)
+}
+
+/// One that also exports the symbol of a stable delegate.
+pub fn test_stable_delegate() -> PathBuf {
+    let flags = [DELEGATE_FLAGS, &["-DSTABLE"]].concat();
+    build("libtest_delegate_stable", "test_delegate.cc", &flags)
+}
+
 /// To be loaded before the C library (`LD_PRELOAD`); its source explains it.
 pub fn shifted_clock() -> PathBuf {
     build("libshifted_clock", "shifted_clock.c", &["-xc"])

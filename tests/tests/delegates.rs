@@ -142,6 +142,49 @@ fn a_library_that_crashes_while_it_is_loaded_is_refused_like_any_other() {
 }
 
 #[test]
+fn the_gpu_delegates_own_functions_serve_with_the_manifests_options() {
+    let site = Site::new(|device| with_delegate(device, &plugin::test_gpu_delegate(), ""));
+    let options = [
+        ("inference_priority3", "3"),
+        ("experimental_flags", "1099511627776"),
+        ("max_delegated_partitions", "7"),
+    ];
+    site.install(digits(&site, "1.0.1", &options, true).path());
+    let active = site.active("digits");
+    assert_eq!(active["delegate"], NPU, "{active}");
+    assert_eq!(active["delegated_nodes"], 1, "{active}");
+    assert_answers(&site);
+    for (version, options, word) in [
+        ("1.0.2", &options[..2], "refused to start"),
+        ("1.0.3", &[("colour", "1")], "no option colour"),
+        (
+            "1.0.4",
+            &[("inference_preference", "fast")],
+            "whole numbers",
+        ),
+    ] {
+        site.install(digits(&site, version, options, true).path());
+        let active = site.active("digits");
+        assert_eq!(active["delegate"], "builtin", "{active}");
+        assert!(refusal(&active).contains(word), "{active}");
+        assert_answers(&site);
+    }
+}
+
+#[test]
+fn a_stable_delegate_is_refused_by_name() {
+    let site = Site::new(|device| with_delegate(device, &plugin::test_stable_delegate(), ""));
+    site.install(digits(&site, "1.0.1", &[], true).path());
+    let active = site.active("digits");
+    assert_eq!(active["delegate"], "builtin", "{active}");
+    assert!(
+        refusal(&active).contains("TFL_TheStableDelegate"),
+        "{active}"
+    );
+    assert_answers(&site);
+}
+
+#[test]
 fn a_delegate_that_this_device_does_not_have_is_passed_over_by_name() {
     let site = Site::new(|_| {});
     site.install(digits(&site, "1.0.1", &[], true).path());

@@ -1,4 +1,5 @@
-//! Delegates: XNNPACK out of the TFLite library, and plugin libraries with the external-delegate ABI.
+//! Delegates: XNNPACK out of the TFLite library, TFLite's GPU delegate (`gpu`), and plugin libraries with the
+//! external-delegate ABI.
 //!
 //! A plugin exports `tflite_plugin_create_delegate` and `tflite_plugin_destroy_delegate` and gets options as
 //! texts. Its reasons go to an error callback without any user data, so they are kept in one static log.
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use edgefirst_tflite_sys::TfLiteDelegate;
 use libloading::os::unix::{Library as PluginLibrary, RTLD_LOCAL, RTLD_NOW};
 
+use super::gpu::Gpu;
 use super::{Library, TfliteError};
 
 type CreatePlugin = unsafe extern "C" fn(
@@ -89,6 +91,13 @@ impl Delegate {
                  use one that exports tflite_plugin_create_delegate"
                     .to_owned(),
             ));
+        }
+        if let Some(gpu) = Gpu::of(&plugin) {
+            let (raw, delete) = gpu.create(options).map_err(error)?;
+            return Ok(Self {
+                raw,
+                kind: Kind::Plugin(delete),
+            });
         }
         // SAFETY: the types are those of TFLite's external-delegate ABI.
         let symbols = unsafe {

@@ -6,6 +6,7 @@
 //! C++ behind it survives every model: that is why it runs in a process of its own.
 
 mod delegate;
+mod gpu;
 mod interpreter;
 mod library;
 mod log;
