@@ -39,7 +39,8 @@ soak:
 	cargo build --release --locked --workspace --bins
 	$${CARGO_TARGET_DIR:-target}/release/soak
 	cargo build --locked --workspace --bins
-	EDGEWARD_SOAK=1 cargo test --locked --workspace --test power_cut --test small_packets -- --nocapture
+	EDGEWARD_SOAK=1 EDGEWARD_WRONG_MODELS=1000 \
+		cargo test --locked --workspace --test power_cut --test small_packets --test wrong_models -- --nocapture
 
 bench:
 	@tests/setup.sh --tests
