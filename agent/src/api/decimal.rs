@@ -180,6 +180,19 @@ pub fn float64(text: &[u8], start: usize) -> Result<([u8; 8], usize), Wrong> {
     }
 }
 
+/// The nearest FP16 to the nearest double: the double has so many more bits that only a text within 2^-53 of the
+/// middle between two FP16 could be rounded to the other one.
+#[inline(always)]
+pub fn float16(text: &[u8], start: usize) -> Result<([u8; 2], usize), Wrong> {
+    let (wide, end) = float64(text, start)?;
+    let value = half::f16::from_f64(f64::from_le_bytes(wide));
+    if value.is_finite() {
+        Ok((value.to_bits().to_le_bytes(), end))
+    } else {
+        Err(Wrong::Range)
+    }
+}
+
 #[cold]
 #[inline(never)]
 fn exact<T: std::str::FromStr>(text: &[u8], start: usize, end: usize) -> Result<T, Wrong> {

@@ -17,8 +17,9 @@
 //! list of numbers is built in between, and nothing outside `out` is written.
 
 use edgeward_models::manifest::Datatype;
+use half::f16;
 
-use super::decimal::{Wrong, float32, float64, integer};
+use super::decimal::{Wrong, float16, float32, float64, integer};
 
 /// The deepest nesting of `data`: twice what any shape has.
 const MAX_DEPTH: usize = 16;
@@ -83,7 +84,8 @@ pub fn read(datatype: Datatype, text: &[u8], out: &mut [u8]) -> Result<(), DataE
         Datatype::Int64 => integers!(i64),
         Datatype::Fp32 => elements(text, out, float32),
         Datatype::Fp64 => elements(text, out, float64),
-        Datatype::Fp16 | Datatype::Bytes => {
+        Datatype::Fp16 => elements(text, out, float16),
+        Datatype::Bytes => {
             return Err(DataError::NoJsonForm(datatype.name()));
         }
     };
@@ -93,7 +95,7 @@ pub fn read(datatype: Datatype, text: &[u8], out: &mut [u8]) -> Result<(), DataE
             element,
             expected: match datatype {
                 Datatype::Bool => "true or false",
-                Datatype::Fp32 | Datatype::Fp64 => {
+                Datatype::Fp16 | Datatype::Fp32 | Datatype::Fp64 => {
                     "a JSON number (NaN and infinities are none: send them as binary data)"
                 }
                 _ => "an integer without fraction and exponent",
@@ -240,10 +242,14 @@ pub fn write(datatype: Datatype, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), 
         Datatype::Int16 => integers!(i16),
         Datatype::Int32 => integers!(i32),
         Datatype::Int64 => integers!(i64),
+        Datatype::Fp16 => values!(u16, |bits, out| {
+            let value = f16::from_bits(bits);
+            value.is_finite() && text(&value.to_f32(), out)
+        }),
         Datatype::Fp32 => floats!(f32),
         Datatype::Fp64 => floats!(f64),
         // Refused before a model runs; an empty array could only mislead.
-        Datatype::Fp16 | Datatype::Bytes => return Err(NotFinite { element: 0 }),
+        Datatype::Bytes => return Err(NotFinite { element: 0 }),
     }
     out.push(b']');
     Ok(())
@@ -422,11 +428,37 @@ mod tests {
         assert_eq!(read_one(Datatype::Bool, "true"), Ok(vec![1]));
         assert_eq!(read_one(Datatype::Bool, "false"), Ok(vec![0]));
         assert!(read_one(Datatype::Bool, "1").is_err());
-        assert_eq!(
-            read_one(Datatype::Fp16, "1"),
-            Err(DataError::NoJsonForm("FP16"))
-        );
         assert!(read_one(Datatype::Bytes, "\"a\"").is_err());
+    }
+
+    #[test]
+    fn half_precision_is_rounded_to_the_nearest_and_reads_back_as_it_was() {
+        for (text, bits) in [
+            ("1", 0x3c00u16),
+            ("-0.1", 0xae66),
+            ("65504", 0x7bff),
+            ("65519.9", 0x7bff),
+            ("5.960464477539063e-8", 0x0001),
+            ("1e-9", 0x0000),
+            ("2049", 0x6800),
+        ] {
+            let read = read_one(Datatype::Fp16, text).expect(text);
+            assert_eq!(read, bits.to_le_bytes(), "{text}");
+        }
+        for text in ["65520", "-1e5", "1e400"] {
+            let read = read_one(Datatype::Fp16, text);
+            assert!(matches!(read, Err(DataError::Range { .. })), "{text}");
+        }
+        for bits in 0..=u16::MAX {
+            let mut out = Vec::new();
+            let written = write(Datatype::Fp16, &bits.to_le_bytes(), &mut out);
+            assert_eq!(written.is_ok(), f16::from_bits(bits).is_finite());
+            if written.is_ok() {
+                let mut back = [0; 2];
+                read(Datatype::Fp16, &out, &mut back).expect("own text");
+                assert_eq!(u16::from_le_bytes(back), bits);
+            }
+        }
     }
 
     #[test]
@@ -519,7 +551,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_taken_or_refused_in_peace(text in proptest::collection::vec(any::<u8>(), 0..200), count in 0usize..8) {
-            for datatype in [Datatype::Bool, Datatype::Int8, Datatype::Uint64, Datatype::Fp32, Datatype::Fp64, Datatype::Bytes] {
+            for datatype in [Datatype::Bool, Datatype::Int8, Datatype::Uint64, Datatype::Fp16, Datatype::Fp32, Datatype::Fp64, Datatype::Bytes] {
                 let mut out = vec![0; count * datatype.size().unwrap_or(1)];
                 let _ = read(datatype, &text, &mut out);
             }

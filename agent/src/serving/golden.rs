@@ -6,6 +6,7 @@
 
 use edgeward_models::Manifest;
 use edgeward_models::manifest::{Datatype, GoldenVector, GoldenVectors, TensorSpec, Tolerance};
+use half::f16;
 
 use super::admission::check_shape;
 
@@ -75,11 +76,11 @@ pub(super) fn cases(
 
 fn input(spec: &TensorSpec, vector: &GoldenVector) -> Result<Input, String> {
     let tensor = vector.inputs.get(&spec.name);
-    let tensor = tensor.ok_or_else(|| format!("input {} is missing", spec.name))?;
+    let tensor = tensor.ok_or_else(|| format!("input {:?} is missing", spec.name))?;
     let bytes = encode(spec.datatype, &tensor.data);
     Ok(Input {
         shape: signed(&tensor.shape),
-        bytes: bytes.map_err(|e| format!("input {}: {e}", spec.name))?,
+        bytes: bytes.map_err(|e| format!("input {:?}: {e}", spec.name))?,
     })
 }
 
@@ -91,7 +92,7 @@ fn expected_output(
 ) -> Option<Result<Expected, String>> {
     let tensor = vector.outputs.get(&spec.name)?;
     if let Err(problem) = encode(spec.datatype, &tensor.data) {
-        return Some(Err(format!("output {}: {problem}", spec.name)));
+        return Some(Err(format!("output {:?}: {problem}", spec.name)));
     }
     Some(Ok(Expected {
         output,
@@ -125,7 +126,7 @@ pub(super) fn generated(manifest: &Manifest) -> Result<Vec<Case>, String> {
                     })
                     .collect();
                 let bytes = encode(spec.datatype, &values)
-                    .map_err(|e| format!("input {}: {e}", spec.name))?;
+                    .map_err(|e| format!("input {:?}: {e}", spec.name))?;
                 Ok::<_, String>(Input { shape, bytes })
             };
             cases.push(Case {
@@ -200,7 +201,11 @@ fn encode(datatype: Datatype, values: &[f64]) -> Result<Vec<u8>, String> {
             .flat_map(|&v| (v as f32).to_le_bytes())
             .collect(),
         Datatype::Fp64 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Datatype::Fp16 | Datatype::Bytes => return Err(unproven(datatype)),
+        Datatype::Fp16 => {
+            let halves = values.iter().map(|&v| f16::from_f64(v).to_bits());
+            halves.flat_map(u16::to_le_bytes).collect()
+        }
+        Datatype::Bytes => return Err(unproven(datatype)),
     })
 }
 
@@ -227,7 +232,13 @@ pub(super) fn decode(datatype: Datatype, bytes: &[u8]) -> Result<Vec<f64>, Strin
         Datatype::Int64 => numbers!(i64),
         Datatype::Fp32 => numbers!(f32),
         Datatype::Fp64 => numbers!(f64),
-        Datatype::Fp16 | Datatype::Bytes => return Err(unproven(datatype)),
+        Datatype::Fp16 => {
+            let halves = bytes.as_chunks().0.iter();
+            halves
+                .map(|&chunk| f16::from_bits(u16::from_le_bytes(chunk)).to_f64())
+                .collect()
+        }
+        Datatype::Bytes => return Err(unproven(datatype)),
     })
 }
 
@@ -249,7 +260,7 @@ pub(super) fn compare(
     let answer = decode(*datatype, bytes)?;
     if shape != expected.shape || answer.len() != expected.values.len() {
         return Err(format!(
-            "output {name} has shape {shape:?} where {:?} is expected",
+            "output {name:?} has shape {shape:?} where {:?} is expected",
             expected.shape
         ));
     }
@@ -278,7 +289,7 @@ pub(super) fn compare(
     match worst {
         None => Ok(()),
         Some((place, difference)) => Err(format!(
-            "output {name} differs by {difference:.3e} where {allowed:.3e} is allowed (element {place} is {}, \
+            "output {name:?} differs by {difference:.3e} where {allowed:.3e} is allowed (element {place} is {}, \
              expected {})",
             answer[place], expected.values[place]
         )),
@@ -341,7 +352,7 @@ mod tests {
         image.data[3] = 0.5;
         let error = cases(&manifest, &vectors).expect_err("half a step");
         assert!(
-            error.starts_with("golden vector 2: input image: 0.5"),
+            error.starts_with("golden vector 2: input \"image\": 0.5"),
             "{error}"
         );
         let none = GoldenVectors { vectors: vec![] };

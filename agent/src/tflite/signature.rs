@@ -61,12 +61,12 @@ impl SignatureRunner {
         };
         for (index, name) in inputs.iter().enumerate() {
             if runner.input(index).is_none_or(|tensor| tensor.is_null()) {
-                return Err(refused(format!("the model has no input {name} in it")));
+                return Err(refused(format!("the model has no input {name:?} in it")));
             }
         }
         for (index, name) in outputs.iter().enumerate() {
             if runner.output(index).is_none_or(|tensor| tensor.is_null()) {
-                return Err(refused(format!("the model has no output {name} in it")));
+                return Err(refused(format!("the model has no output {name:?} in it")));
             }
         }
         handle.log.clear();

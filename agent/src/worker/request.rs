@@ -253,7 +253,7 @@ fn check(
             .all(|(&is, &wanted)| wanted == -1 || is == wanted);
     if !fits {
         return Err(format!(
-            "output {name} has the shape {shape:?}; the manifest says {:?}",
+            "output {name:?} has the shape {shape:?}; the manifest says {:?}",
             spec.shape
         ));
     }
@@ -268,11 +268,11 @@ fn check(
     );
     if expected != Some(length) {
         return Err(format!(
-            "output {name} has {length} bytes for the shape {shape:?}"
+            "output {name:?} has {length} bytes for the shape {shape:?}"
         ));
     }
     if offset.checked_add(length).is_none_or(|end| end > area) {
-        return Err(format!("output {name} lies outside of its memory"));
+        return Err(format!("output {name:?} lies outside of its memory"));
     }
     Ok(Output {
         offset: begin + offset,

@@ -81,7 +81,7 @@ async fn a_delegate_outside_its_own_tolerance_is_refused_and_the_next_one_is_tri
     assert_eq!(active.delegate.as_str(), "builtin");
     let reason = &active.refused_delegates[0].reason;
     assert!(
-        reason.starts_with("golden vector 2: output probabilities differs by 1.000e-3"),
+        reason.starts_with("golden vector 2: output \"probabilities\" differs by 1.000e-3"),
         "{reason}"
     );
     assert!(reason.contains("element 7"), "{reason}");
@@ -161,7 +161,7 @@ async fn npu_refusal(options: &[(&str, &str)], golden: bool) -> String {
 async fn a_delegate_that_takes_every_node_and_computes_wrong_never_serves() {
     let reason = npu_refusal(&[], true).await;
     assert!(
-        reason.starts_with("golden vector 1: output probabilities differs"),
+        reason.starts_with("golden vector 1: output \"probabilities\" differs"),
         "{reason}"
     );
     let reason = npu_refusal(&[], false).await;

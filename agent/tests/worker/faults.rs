@@ -189,13 +189,13 @@ async fn a_model_that_is_not_the_manifests_is_refused_by_name() {
     spec.model_path = cancer.directory.join("model.tflite");
     let reason = refusal(spec.clone()).await;
     assert!(
-        reason.contains("input image: the model has the shape [1, 30]"),
+        reason.contains("input \"image\": the model has the shape [1, 30]"),
         "{reason}"
     );
     spec.model_path = sample("digits-int8-1.0.0").directory.join("model.tflite");
     let reason = refusal(spec).await;
     assert!(
-        reason.contains("input image: the model has INT8; the manifest says FP32"),
+        reason.contains("input \"image\": the model has INT8; the manifest says FP32"),
         "{reason}"
     );
 }

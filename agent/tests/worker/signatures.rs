@@ -128,3 +128,33 @@ async fn a_signature_that_the_model_lacks_is_refused_by_name() {
     let reason = refusal(spec).await;
     assert!(reason.contains("signature \"invert\""), "{reason}");
 }
+
+/// The input is widened and narrowed again: what comes back is what was sent, bit for bit.
+#[tokio::test]
+async fn half_precision_comes_and_goes_as_it_is() {
+    let tensor = |name: &str| TensorSpec {
+        name: name.to_owned(),
+        datatype: Datatype::Fp16,
+        shape: vec![1, 4],
+        quantization: None,
+    };
+    let signature = Signature {
+        name: "serving_default".to_owned(),
+        inputs: vec![tensor("x")],
+        outputs: vec![tensor("y")],
+    };
+    let halves: Vec<u8> = [0x3c00u16, 0xae66, 0x7bff, 0x0001]
+        .iter()
+        .flat_map(|bits| bits.to_le_bytes())
+        .collect();
+    let spawner = spawner();
+    for delegate in ["builtin", "xnnpack"] {
+        let spec = spec("half.tflite", delegate, vec![signature.clone()]);
+        let worker = Worker::start(&spawner, spec).await.expect("start");
+        let mut slot = worker.lease(halves.len(), MINUTE).await.expect("slot");
+        let place = slot.input(&[1, 4], halves.len()).expect("input");
+        place.copy_from_slice(&halves);
+        let answer = slot.invoke(0, Instant::now() + MINUTE).await;
+        assert_eq!(answer.expect("answer").output(0), halves, "{delegate}");
+    }
+}

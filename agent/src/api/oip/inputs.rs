@@ -87,7 +87,7 @@ pub fn matched(
 
 fn refuse_unsupported(spec: &TensorSpec) -> Result<(), ApiError> {
     match spec.datatype {
-        Datatype::Fp16 | Datatype::Bytes => Err(ApiError::invalid(format!(
+        Datatype::Bytes => Err(ApiError::invalid(format!(
             "input {:?}: {} is not supported by this server",
             spec.name,
             spec.datatype.name()

@@ -186,16 +186,18 @@ fn check_tensor(
     with_shape: bool,
 ) -> Result<(), String> {
     let name = &spec.name;
-    let tensor = tensor.ok_or_else(|| format!("{kind} {name}: the model has no such tensor"))?;
+    let tensor = tensor.ok_or_else(|| format!("{kind} {name:?}: the model has no such tensor"))?;
     if spec.datatype == Datatype::Bytes {
-        return Err(format!("{kind} {name}: tensors of strings are not served"));
+        return Err(format!(
+            "{kind} {name:?}: tensors of strings are not served"
+        ));
     }
     if tensor.datatype() != Some(spec.datatype) {
         let has = tensor
             .datatype()
             .map_or("a type without a name", Datatype::name);
         return Err(format!(
-            "{kind} {name}: the model has {has}; the manifest says {}",
+            "{kind} {name:?}: the model has {has}; the manifest says {}",
             spec.datatype.name()
         ));
     }
@@ -209,7 +211,7 @@ fn check_tensor(
     let unknown = kind == "output" && tensor.rank() == 0;
     if with_shape && !fits && !unknown {
         return Err(format!(
-            "{kind} {name}: the model has the shape {shape:?}; the manifest says {:?}",
+            "{kind} {name:?}: the model has the shape {shape:?}; the manifest says {:?}",
             spec.shape
         ));
     }
