@@ -206,13 +206,13 @@ fn a_list_that_skips_a_level_or_claims_terabytes_is_refused() {
     };
     let crumbs = List {
         level: 2,
-        chunks: vec![crumb; 1000],
+        chunks: vec![crumb; 700],
     }
     .to_json();
     let crumbs = put(&mut source, &crumbs);
     let error = wait(list_chunks(&source, &crumbs, 4)).expect_err("pieces");
     assert!(
-        matches!(error, ChunkError::TooManyPieces { pieces: 1000, .. }),
+        matches!(error, ChunkError::TooManyPieces { pieces: 700, .. }),
         "{error}"
     );
 }

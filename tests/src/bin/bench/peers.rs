@@ -5,11 +5,13 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use edgeward_tests::binaries;
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::client::Door;
 use crate::question::Model;
@@ -31,7 +33,10 @@ pub struct Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        let _ = self.process.kill();
+        // Triton's model runs in a process of its own, which does not end with it.
+        if let Some(group) = Pid::from_raw(self.process.id() as i32) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
         let _ = self.process.wait();
     }
 }
@@ -114,6 +119,7 @@ impl Peer {
         let output = fs::File::create(&log).expect("a log");
         let errors = output.try_clone().expect("a log");
         let process = command
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
