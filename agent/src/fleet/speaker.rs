@@ -78,11 +78,17 @@ pub async fn speak(workshop: Arc<Workshop>, identity: Arc<Identity>, link: Link)
     let mut told: Option<(Status, Instant)> = None;
     loop {
         let pause = told.as_ref().map_or(RETRY, |_| ALIVE);
-        tokio::select! {
-            Ok(()) = sessions.changed() => told = None,
-            Ok(()) = changes.changed() => tokio::time::sleep(GATHER).await,
-            () = tokio::time::sleep(pause) => {}
-            else => return,
+        let news = async {
+            tokio::select! {
+                Ok(()) = sessions.changed() => told = None,
+                Ok(()) = changes.changed() => tokio::time::sleep(GATHER).await,
+                else => return false,
+            }
+            true
+        };
+        // Without news it is told again after the pause.
+        if tokio::time::timeout(pause, news).await == Ok(false) {
+            return;
         }
         changes.mark_unchanged();
         if *link.state().borrow() != LinkState::Connected {

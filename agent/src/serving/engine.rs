@@ -172,11 +172,12 @@ impl Engine {
             choice,
             refused,
         ));
-        self.shared.write_lacking().remove(&manifest.model);
         let before = self
             .shared
             .write_routes()
             .insert(manifest.model.as_str().to_owned(), loaded);
+        // Only now: between the two it would be unknown.
+        self.shared.write_lacking().remove(&manifest.model);
         info!(model = %manifest.model, version = %manifest.version, "version active");
         if let Some(before) = before {
             self.shared.part_later(before);

@@ -158,17 +158,10 @@ impl Sequences {
         Ok((running, true))
     }
 
-    fn is_still(&self, id: &SequenceId, running: &Running) -> bool {
-        let table = self.table();
-        let found = table.running.get(id);
-        found.is_some_and(|found| Arc::ptr_eq(&found.gate, &running.gate))
-    }
-
     /// Takes a sequence out, if it is still this one.
     fn remove(&self, id: &SequenceId, running: &Running, lost_because: Option<&str>) {
         let mut table = self.table();
-        let found = table.running.get(id);
-        if !found.is_some_and(|found| Arc::ptr_eq(&found.gate, &running.gate)) {
+        if !table.has(id, running) {
             return;
         }
         table.running.remove(id);
@@ -193,7 +186,7 @@ impl Sequences {
             let gate = tokio::time::timeout_at(deadline, gate).await;
             let gate = gate.map_err(|_| NoTurn::Waited)?;
             // It may have ended or been lost while this one waited; `find` knows what that means.
-            if sequences.is_still(&sequence.id, &running) {
+            if sequences.table().has(&sequence.id, &running) {
                 return Ok(Turn {
                     hold: hold.clone(),
                     sequence: sequence.clone(),
@@ -208,6 +201,12 @@ impl Sequences {
 }
 
 impl Table {
+    /// Whether this very sequence still runs, and not another of the same name.
+    fn has(&self, id: &SequenceId, running: &Running) -> bool {
+        let found = self.running.get(id);
+        found.is_some_and(|found| Arc::ptr_eq(&found.gate, &running.gate))
+    }
+
     fn lose(&mut self, id: SequenceId, reason: &str, most: u32) {
         if self.lost.len() >= most as usize * REMEMBERED_PER_PLACE {
             self.lost.clear();

@@ -1,7 +1,5 @@
 //! What becomes of a version that failed: tried again after a pause, quarantined, or replaced by the one before.
 
-use std::time::Instant;
-
 use edgeward_models::fleet::status::Phase;
 use edgeward_models::name::RolloutId;
 use edgeward_models::{ModelName, Version};
@@ -9,7 +7,7 @@ use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 use tracing::warn;
 
-use super::{Attempt, Kind, Reconciler, Running, pause_after};
+use super::{Attempt, Kind, Reconciler, Running};
 use crate::fleet::job::{FaultKind, JobError, clock};
 use crate::fleet::state::Quarantined;
 use crate::serving::EngineEvent;
@@ -39,7 +37,6 @@ impl Reconciler {
                 self.workshop.note("version-refused", fields);
             }
         }
-        let failures = self.attempts.get(model).map_or(0, |a| a.failures) + 1;
         self.workshop.board.model(model, |line| {
             line.reason = Some(error.reason.clone());
             line.phase = match (kind, error.kind) {
@@ -52,15 +49,10 @@ impl Reconciler {
                 _ => Phase::BackingOff,
             };
         });
-        let text = format!("{model} {version}: {}", error.reason);
-        self.workshop.board.error(text);
-        let attempt = Attempt {
-            version,
-            rollout,
-            failures,
-            again: Instant::now() + pause_after(failures),
-            error,
-        };
+        self.workshop
+            .board
+            .error(format!("{model} {version}: {}", error.reason));
+        let attempt = Attempt::after(self.attempts.get(model), version, rollout, error);
         self.attempts.insert(model.clone(), attempt);
     }
 
@@ -83,14 +75,7 @@ impl Reconciler {
         self.workshop
             .board
             .error(format!("{model} {version}: {}", error.reason));
-        let failures = self.reloads.get(model).map_or(0, |a| a.failures) + 1;
-        let attempt = Attempt {
-            version,
-            rollout,
-            failures,
-            again: Instant::now() + pause_after(failures),
-            error,
-        };
+        let attempt = Attempt::after(self.reloads.get(model), version, rollout, error);
         self.reloads.insert(model.clone(), attempt);
     }
 

@@ -107,6 +107,25 @@ struct Attempt {
     error: JobError,
 }
 
+impl Attempt {
+    /// A further one after `before`, with a longer pause.
+    fn after(
+        before: Option<&Self>,
+        version: Version,
+        rollout: Option<RolloutId>,
+        error: JobError,
+    ) -> Self {
+        let failures = before.map_or(0, |before| before.failures) + 1;
+        Self {
+            version,
+            rollout,
+            failures,
+            again: Instant::now() + pause_after(failures),
+            error,
+        }
+    }
+}
+
 struct LookRequest {
     source: Arc<dyn Source>,
     timestamp: Option<Digest>,

@@ -178,24 +178,16 @@ impl Reconciler {
                 same.then_some((goal, wish))
             });
             let workshop = self.workshop.clone();
-            let abort = match offered {
-                Some((goal, wish)) => self.jobs.spawn(workshop.obtain(
-                    goal,
-                    model.clone(),
-                    version.clone(),
-                    wish,
-                    Duration::ZERO,
-                )),
-                None => self.jobs.spawn(workshop.load(model.clone(), active)),
+            let (name, of) = (model.clone(), version.clone());
+            let job = async move {
+                match offered {
+                    Some((goal, wish)) => {
+                        workshop.obtain(goal, name, of, wish, Duration::ZERO).await
+                    }
+                    None => workshop.load(name, active).await,
+                }
             };
-            let kind = Kind::Reload;
-            let running = Running {
-                abort,
-                kind,
-                version,
-                rollout,
-            };
-            self.reloading.insert(model, running);
+            self.spawn(&model, Kind::Reload, version, rollout, job);
         }
     }
 
@@ -214,7 +206,11 @@ impl Reconciler {
             version,
             rollout,
         };
-        self.running.insert(model.clone(), running);
+        let jobs = match kind {
+            Kind::Reload => &mut self.reloading,
+            Kind::Wish | Kind::PutBack => &mut self.running,
+        };
+        jobs.insert(model.clone(), running);
     }
 
     fn served(&self, model: &ModelName) -> bool {

@@ -181,12 +181,12 @@ impl Supervisor {
             .layout
             .write_message(&self.memory, lease.slot, &message);
         written.ok_or_else(|| WorkerError::Invoke("it brings too many inputs".to_owned()))?;
-        // From here to the push nothing waits: a caller that leaves in between would take with it a slot that
-        // the worker never sees.
         let sent = match &own_memory {
             Some(own) => self.send_parcel(id, own).await,
             None => Ok(()),
         };
+        // From here to the push nothing waits: a caller that leaves in between would take with it a slot that
+        // the worker never sees.
         self.layout.set(&self.memory, lease.slot, State::Queued);
         {
             let mut running = lock(&self.running);
