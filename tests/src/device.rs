@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::http::Client;
+use crate::package::known;
 use crate::process::{self, Finished, Process, dying_with_us};
 use crate::{binaries, plugin, wait};
 
@@ -221,6 +222,13 @@ filter = "info,edgeward_agent=debug"
     /// A client of the Unix socket.
     pub fn unix(&self) -> Client {
         Client::unix(&self.socket_path())
+    }
+
+    /// Asks a sample's known question at the local socket and compares the answer.
+    pub fn answers_as(&self, model: &str, sample: &str) -> Result<(), String> {
+        let question = known(sample, 0);
+        let answer = self.unix().infer(model, &question.request);
+        question.check(&answer.map_err(|e| e.to_string())?.expect_ok().json())
     }
 
     /// A client of the TLS door, with the right token.

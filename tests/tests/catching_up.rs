@@ -1,6 +1,6 @@
 //! A device that was off, and one that starts where nobody answers.
 
-use edgeward_tests::{BrokerKind, Fleet, package::known};
+use edgeward_tests::{BrokerKind, Fleet};
 
 #[test]
 fn a_device_that_was_off_catches_up_from_the_broker_alone() {
@@ -30,11 +30,8 @@ fn a_device_that_reboots_offline_serves_what_it_had() {
     ward.kill();
     fleet.broker().kill();
     ward.start();
-    let question = known("digits-1.0.0", 0);
     // Active versions are loaded before the doors open: the very first answer counts.
-    let answer = ward.unix().infer("digits", &question.request);
-    question
-        .check(&answer.expect("answer").expect_ok().json())
+    ward.answers_as("digits", "digits-1.0.0")
         .expect("the known answer");
     assert_eq!(
         ward.active("digits").expect("status").as_deref(),

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use edgeward_tests::fleet::path;
-use edgeward_tests::{Device, Fleet, package::known, process};
+use edgeward_tests::{Device, Fleet, process};
 
 /// What happened to the files.
 #[derive(Debug, Clone, Copy)]
@@ -69,13 +69,8 @@ fn check(device: &Device, name: &str, after: After, stick: &Path) {
         assert_eq!(active, None, "{name}");
     } else {
         assert_eq!(active.as_deref(), Some(version), "{name}");
-        let question = known(sample, 0);
-        let answer = device
-            .unix()
-            .infer("digits", &question.request)
-            .expect("an answer");
-        question
-            .check(&answer.expect_ok().json())
+        device
+            .answers_as("digits", sample)
             .unwrap_or_else(|e| panic!("{name}: {e}"));
     }
     let import: process::Finished = device.edgeward(&["import", path(stick)]);

@@ -1,7 +1,7 @@
 //! The same signed repository from a USB stick, where no line may leave the building.
 
 use edgeward_tests::fleet::path;
-use edgeward_tests::{Device, Fleet, package::known};
+use edgeward_tests::{Device, Fleet};
 
 /// A device that has never had a network.
 fn isolated(fleet: &Fleet) -> Device {
@@ -12,10 +12,8 @@ fn isolated(fleet: &Fleet) -> Device {
 }
 
 fn answers_like(device: &Device, sample: &str) {
-    let question = known(sample, 0);
-    let answer = device.unix().infer("digits", &question.request);
-    question
-        .check(&answer.expect("answer").expect_ok().json())
+    device
+        .answers_as("digits", sample)
         .expect("the known answer");
 }
 

@@ -12,7 +12,7 @@ use std::process::Command;
 use edgeward_models::sign::{KeyRing, Repository};
 use edgeward_tests::disk::{self, Loss, Recording, Tree};
 use edgeward_tests::fleet::path;
-use edgeward_tests::{Device, Fleet, binaries, forge, package::known, strace};
+use edgeward_tests::{Device, Fleet, binaries, forge, strace};
 use jiff::Timestamp;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -140,13 +140,8 @@ fn starts(scene: &Scene, number: usize, state: &State, trusted: (u64, u64)) {
         !done || sample == "digits-2.0.0",
         "{name}: it was done and is undone"
     );
-    let question = known(sample, 0);
-    let answer = device
-        .unix()
-        .infer("digits", &question.request)
-        .expect("an answer");
-    question
-        .check(&answer.expect_ok().json())
+    device
+        .answers_as("digits", sample)
         .unwrap_or_else(|e| panic!("{name}: {e}"));
     let trust = timestamp_version(&device);
     let least = if sample == "digits-2.0.0" {

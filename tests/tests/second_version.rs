@@ -58,10 +58,7 @@ fn a_version_that_fails_its_golden_vectors_never_serves() {
         .with_golden_of("digits-1.0.0");
     fleet.push(wrong.path(), "radiology").expect_success();
     ward.wait_refusal("digits", &["3.0.0", "golden"]);
-    let question = known("digits-1.0.0", 0);
-    let answer = ward.unix().infer("digits", &question.request);
-    question
-        .check(&answer.expect("answer").expect_ok().json())
+    ward.answers_as("digits", "digits-1.0.0")
         .expect("the answer of 1.0.0");
     assert_eq!(
         ward.active("digits").expect("status").as_deref(),

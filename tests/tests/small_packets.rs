@@ -1,7 +1,7 @@
 //! A broker that passes no packet over 64 KiB, metadata of more than a mebibyte and a large model.
 
 use edgeward_tests::forge::Forgery;
-use edgeward_tests::{BrokerKind, Fleet, package::known};
+use edgeward_tests::{BrokerKind, Fleet};
 use serde_json::Value;
 
 /// With `EDGEWARD_SOAK=1` (`make soak`) two hundred.
@@ -57,13 +57,7 @@ fn large_metadata_and_a_large_model_pass_a_broker_of_small_packets() {
     fleet.push(package.path(), "radiology").expect_success();
     let pushed = started.elapsed();
     ward.wait_active("digits", "2.0.0");
-    let question = known("digits-1.0.0", 0);
-    let answer = ward
-        .unix()
-        .infer("digits", &question.request)
-        .expect("an answer");
-    question
-        .check(&answer.expect_ok().json())
+    ward.answers_as("digits", "digits-1.0.0")
         .expect("the known answer");
     let peak = peak_kib(ward.pid()) / 1024;
     eprintln!(

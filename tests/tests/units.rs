@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use edgeward_tests::package::known;
 use edgeward_tests::{Site, binaries, process};
 use seccompiler::{BpfProgram, compile_from_json};
 use serde_json::json;
@@ -82,10 +81,8 @@ fn a_version_is_loaded_and_asked_under_the_units_filter() {
         seccompiler::apply_filter(&program).expect("the filter is put on");
         let site = Site::new(|_| {});
         site.install(&binaries::sample("digits-1.0.0"));
-        let question = known("digits-1.0.0", 0);
-        let answer = site.device.unix().infer("digits", &question.request);
-        question
-            .check(&answer.expect("an answer").expect_ok().json())
+        site.device
+            .answers_as("digits", "digits-1.0.0")
             .expect("the known answer");
         let status = site.device.status().expect("a status");
         assert_eq!(status["sandbox"], "enforced", "{status}");

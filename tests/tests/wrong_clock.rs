@@ -2,7 +2,7 @@
 //! serves, nor anything that lasts beyond the mending of the clock.
 
 use edgeward_tests::fleet::path;
-use edgeward_tests::{BrokerKind, Device, Fleet, package::known, wait};
+use edgeward_tests::{BrokerKind, Device, Fleet, wait};
 use jiff::Timestamp;
 
 fn moment(text: &str) -> Timestamp {
@@ -19,10 +19,8 @@ fn lives_in(device: &Device, year: &str) {
 }
 
 fn answers(device: &Device, sample: &str) {
-    let question = known(sample, 0);
-    let answer = device.unix().infer("digits", &question.request);
-    question
-        .check(&answer.expect("an answer").expect_ok().json())
+    device
+        .answers_as("digits", sample)
         .expect("the known answer");
 }
 

@@ -130,15 +130,21 @@ async fn a_prepared_version_that_is_dropped_changes_nothing() {
     assert!(close(&answer, &output));
 }
 
-#[tokio::test]
-async fn a_retired_model_finishes_what_it_has_and_is_unknown_afterwards() {
-    let device = Device::new();
+/// Has a device run a slow request. Returns the process that runs it, and the request.
+async fn busy(device: &Device) -> (u32, tokio::task::JoinHandle<Result<(), ServeError>>) {
     device
         .serve(&device.package("digits-1.0.0", |manifest, _| with_room(manifest)))
         .await;
     let pid = device.pid();
     let request = device.slow_request(0.5);
     until("the request runs", || device.busy()).await;
+    (pid, request)
+}
+
+#[tokio::test]
+async fn a_retired_model_finishes_what_it_has_and_is_unknown_afterwards() {
+    let device = Device::new();
+    let (pid, request) = busy(&device).await;
     device.engine.retire(&"digits".parse().expect("name")).await;
     assert!(request.is_finished(), "retire waits for requests");
     request.await.expect("join").expect("an answer");
@@ -153,12 +159,7 @@ async fn a_retired_model_finishes_what_it_has_and_is_unknown_afterwards() {
 #[tokio::test]
 async fn a_request_that_takes_longer_than_a_shutdown_would_wait_is_answered_across_a_swap() {
     let device = Device::with(|config| config.limits.drain_timeout_ms = 0);
-    device
-        .serve(&device.package("digits-1.0.0", |manifest, _| with_room(manifest)))
-        .await;
-    let pid = device.pid();
-    let request = device.slow_request(0.5);
-    until("the request runs", || device.busy()).await;
+    let (pid, request) = busy(&device).await;
     device.serve(&device.sample("digits-2.0.0")).await;
     request
         .await
@@ -170,12 +171,7 @@ async fn a_request_that_takes_longer_than_a_shutdown_would_wait_is_answered_acro
 #[tokio::test]
 async fn a_shutdown_answers_what_runs_refuses_what_comes_and_ends_the_workers() {
     let device = Device::new();
-    device
-        .serve(&device.package("digits-1.0.0", |manifest, _| with_room(manifest)))
-        .await;
-    let pid = device.pid();
-    let request = device.slow_request(0.5);
-    until("the request runs", || device.busy()).await;
+    let (pid, request) = busy(&device).await;
     let engine = device.engine.clone();
     let closing = tokio::spawn(async move { engine.shutdown().await });
     tokio::time::sleep(Duration::from_millis(1)).await;

@@ -7,7 +7,7 @@ use edgeward_models::chunk::pack_metadata;
 use edgeward_models::fleet::topic::Topic;
 use edgeward_tests::fleet::path;
 use edgeward_tests::publisher::publish_retained;
-use edgeward_tests::{Device, Fleet, package::known, wait};
+use edgeward_tests::{Device, Fleet, wait};
 
 use crate::Verdict::{self, Believed, Older, Refused};
 use crate::past::{Past, chunks};
@@ -70,10 +70,8 @@ impl Scene<'_> {
     }
 
     pub fn serves(&self, sample: &str, version: &str) {
-        let question = known(sample, 0);
-        let answer = self.device.unix().infer("digits", &question.request);
-        question
-            .check(&answer.expect("an answer").expect_ok().json())
+        self.device
+            .answers_as("digits", sample)
             .expect("the known answer");
         let active = self.device.active("digits").expect("a status");
         assert_eq!(active.as_deref(), Some(version));

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
 use crate::Verdict::{Believed, Older, Refused};
-use crate::past::{GROUP, any_chunk, change_text, new_chunks, newest, rotated};
+use crate::past::{GROUP, any_chunk, change_text, new_chunks, newest, past_rollouts, rotated};
 use crate::{Attack, attack};
 
 pub fn attacks() -> Vec<Attack> {
@@ -149,16 +149,7 @@ pub fn attacks() -> Vec<Attack> {
             },
             Refused(&["groups/radiology.json is refused", "group lab"]),
         )
-        .and_then_published(|past| {
-            let (directory, forgery) = past.forge(&past.next);
-            forgery
-                .newer("timestamp")
-                .newer("snapshot")
-                .newer("rollouts")
-                .newer("rollouts")
-                .write();
-            directory
-        }),
+        .and_then_published(past_rollouts),
         Attack {
             // Only a change of keys helps: until then what the operator signs looks old.
             honest: rotated,
