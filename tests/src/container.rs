@@ -226,7 +226,10 @@ impl Container {
         let init = self.init().expect("a running container").to_string();
         let mut command = Command::new("nsenter");
         command.args(["--target", &init]);
-        command.args(["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup"]);
+        // Its root as well: where these tests run in a chroot, that of its mount namespace is another one.
+        command.args([
+            "--root", "--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup",
+        ]);
         command.args(["setpriv", "--reuid", user, "--regid", user, "--init-groups"]);
         command.env_clear().env("PATH", "/usr/bin:/usr/sbin");
         process::run(command.args(words))
