@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::forge::Forgery;
 use common::{Device, Fleet, POLICY, day, text};
 use edgeward_models::verify::TrustStore;
 
@@ -69,6 +70,41 @@ async fn a_power_cut_during_an_update_leaves_the_update_before() {
         device.current(day(1)).expect("current").timestamp_version(),
         2
     );
+}
+
+#[tokio::test]
+async fn a_power_cut_between_copies_and_state_leaves_the_copies_that_the_old_state_names() {
+    let mut fleet = Fleet::new();
+    let device = Device::enrolled(&fleet);
+    let honest = fleet.carrier.copy();
+    // Under the old keys, the numbers that the fleet's own next files have after the rotation.
+    Forgery::of(&fleet)
+        .version("timestamp", 2)
+        .version("snapshot", 2)
+        .publish(&honest);
+    device.follows(&honest, day(0)).await;
+    let read_all = |directory: std::path::PathBuf| -> Vec<_> {
+        let entries = std::fs::read_dir(directory).expect("list");
+        let paths = entries.map(|entry| entry.expect("entry").path());
+        let files = paths.filter(|path| path.is_file());
+        files
+            .map(|path| (path.clone(), std::fs::read(path).expect("read")))
+            .collect()
+    };
+    let states = read_all(device.path());
+    let copies = read_all(device.path().join("metadata"));
+    assert!(states.len() >= 2 && copies.len() >= 4);
+    fleet.rotate(day(1));
+    device.follows(&fleet.carrier, day(1)).await;
+    // The cut: the new copies are there, the new state is not, and nothing was let go of.
+    for (path, bytes) in states {
+        std::fs::write(path, bytes).expect("write");
+    }
+    for (path, bytes) in copies.iter().filter(|(path, _)| !path.exists()) {
+        std::fs::write(path, bytes).expect("write");
+    }
+    let current = device.current(day(1)).expect("current");
+    assert_eq!(current.timestamp_version(), 2);
 }
 
 #[tokio::test]

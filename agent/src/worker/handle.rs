@@ -64,7 +64,10 @@ impl Worker {
         let (model_name, version) = (&spec.manifest.model, &spec.manifest.version);
         let process = Process::watch(child, model_name.to_string(), version.to_string())
             .map_err(start("the thread that watches the process"))?;
-        let mut guard = KillOnDrop(Some(process));
+        let mut guard = KillOnDrop {
+            process,
+            armed: true,
+        };
         let descriptors = [
             document.as_fd(),
             their_parcels.as_fd(),
@@ -77,7 +80,7 @@ impl Worker {
         drop((their_parcels, model, slots, document));
         let bell = watched(bell, Interest::READABLE)?;
 
-        let loading = load(&control, guard.process());
+        let loading = load(&control, &guard.process);
         let loaded = tokio::time::timeout(spec.load_timeout, loading).await;
         let loaded = loaded.map_err(|_| {
             WorkerError::Refused(format!(
@@ -85,9 +88,9 @@ impl Worker {
                 spec.load_timeout
             ))
         })??;
-        let Some(process) = guard.0.take() else {
-            return Err(WorkerError::Start("lost its process".to_owned()));
-        };
+        // From here on it is the supervisor's to end.
+        guard.armed = false;
+        let process = guard.process.clone();
         let facts = LoadFacts {
             pid: process.pid(),
             delegated_nodes: loaded.delegated_nodes,
@@ -248,22 +251,15 @@ async fn load(control: &AsyncFd<OwnedFd>, process: &Process) -> Result<Said, Wor
 }
 
 /// A start that is given up, for whatever reason, leaves no process behind.
-struct KillOnDrop(Option<Process>);
-
-impl KillOnDrop {
-    fn process(&self) -> &Process {
-        // Taken only after the last use.
-        match &self.0 {
-            Some(process) => process,
-            None => unreachable!("the process is taken once, after loading"),
-        }
-    }
+struct KillOnDrop {
+    process: Process,
+    armed: bool,
 }
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        if let Some(process) = &self.0 {
-            process.kill();
+        if self.armed {
+            self.process.kill();
         }
     }
 }

@@ -31,7 +31,8 @@ pub struct Exit {
     pub stderr: String,
 }
 
-/// A running process.
+/// A running process. Clones are the same one.
+#[derive(Clone)]
 pub struct Process {
     pid: u32,
     /// Some until it was reaped: before that its number cannot belong to another process.

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Access, DurableError, read, rename, temporary_beside, write_new};
+use serde::Serialize;
+
+use super::{Access, DurableError, failed, read, rename, temporary_beside, write_new};
 use crate::digest::Digest;
 
 /// A small file kept in two generations with a checksum: `NAME` and `NAME.before`.
@@ -57,6 +59,17 @@ impl Generations {
                 None => Ok(Stored::Damaged { before: before()? }),
             },
         }
+    }
+
+    /// Writes a document as JSON. One that cannot be encoded leaves what is there.
+    pub fn write_json(
+        &self,
+        document: &impl Serialize,
+        access: Access,
+    ) -> Result<(), DurableError> {
+        let bytes = serde_json::to_vec(document)
+            .map_err(|error| failed("encode what belongs into", &self.path)(error.into()))?;
+        self.write(&bytes, access)
     }
 
     pub fn write(&self, content: &[u8], access: Access) -> Result<(), DurableError> {

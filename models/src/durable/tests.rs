@@ -23,6 +23,18 @@ fn a_damaged_generation_is_told_from_an_absent_one() {
 }
 
 #[test]
+fn what_cannot_be_encoded_leaves_what_is_there() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let file = Generations::new(directory.path().join("trust"));
+    file.write(b"one", Access::Owner).expect("write");
+    // JSON has no keys but texts.
+    let document = std::collections::BTreeMap::from([((1, 2), 3)]);
+    let refused = file.write_json(&document, Access::Owner);
+    assert!(refused.is_err_and(|e| e.to_string().contains("encode")));
+    assert_eq!(file.read().expect("read"), Stored::Good(b"one".to_vec()));
+}
+
+#[test]
 fn a_power_cut_between_the_renames_leaves_the_generation_before() {
     let directory = tempfile::tempdir().expect("tempdir");
     let file = Generations::new(directory.path().join("trust"));

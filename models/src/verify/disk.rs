@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! trust  trust.before         the state, two generations with checksums
-//! metadata/N.ROLE.json        the newest verified files, named by the state with their digests
+//! metadata/SHA256.ROLE.json   the newest verified files, named by the state
 //! scratch/                    tough's own files during an update; worth nothing afterwards
 //! ```
 //!
@@ -59,9 +59,7 @@ impl Disk {
     }
 
     pub fn write_state(&self, state: &TrustState) -> Result<(), VerifyError> {
-        // Only text, integers and times: they always encode.
-        let bytes = serde_json::to_vec(state).unwrap_or_default();
-        Ok(self.generations().write(&bytes, Access::Owner)?)
+        Ok(self.generations().write_json(state, Access::Owner)?)
     }
 
     /// Writes the copies, then the state that names them, and lets go of older copies.
@@ -70,14 +68,15 @@ impl Disk {
         durable::create_directory(&directory)?;
         for (role, file) in &chain.files {
             if self.copy(state, role).is_none() {
-                let path = directory.join(copy_name(role, file.version));
+                // Never over a copy that the state still names: a rotation of keys gives a version anew.
+                let path = directory.join(copy_name(role, &Digest::of(&file.bytes)));
                 durable::write(&path, &file.bytes, Access::Owner)?;
             }
         }
         self.write_state(state)?;
         let wanted = |name: &str| {
             let mut roles = state.roles.iter();
-            roles.any(|(role, known)| copy_name(role, known.version) == name)
+            roles.any(|(role, known)| copy_name(role, &known.sha256) == name)
         };
         // What stays behind by a failure here is let go of the next time.
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
@@ -94,7 +93,7 @@ impl Disk {
         let path = self
             .directory
             .join("metadata")
-            .join(copy_name(role, known.version));
+            .join(copy_name(role, &known.sha256));
         let bytes = durable::read(&path, MAX_METADATA_BYTES).ok()??;
         (Digest::of(&bytes) == known.sha256).then_some(bytes)
     }
@@ -129,8 +128,8 @@ impl Drop for Scratch {
     }
 }
 
-fn copy_name(role: &str, version: u64) -> String {
-    format!("{version}.{role}.json")
+fn copy_name(role: &str, digest: &Digest) -> String {
+    format!("{digest}.{role}.json")
 }
 
 fn damage(path: &Path, before: Option<&[u8]>) -> String {

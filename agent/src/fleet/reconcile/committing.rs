@@ -70,6 +70,7 @@ impl Reconciler {
             "manifest": pointer.manifest_digest, "rollout": pointer.rollout,
             "before": record.active.as_ref().map(|a| &a.version),
         });
+        let record = next.clone();
         self.commit(model, event, fields, next)?;
         activate(&self.workshop, model, ready);
         // What served before need not come back any more.
@@ -77,7 +78,6 @@ impl Reconciler {
         if let Some(reloading) = self.reloading.remove(model) {
             reloading.abort.abort();
         }
-        let record = &self.records[model];
         info!(%model, version = %pointer.version, release = pointer.release, "version active");
         let keep = self
             .workshop
@@ -85,7 +85,7 @@ impl Reconciler {
             .fleet
             .as_ref()
             .map_or(2, |f| f.keep_versions);
-        self.workshop.state.collect_garbage(model, record, keep);
+        self.workshop.state.collect_garbage(model, &record, keep);
         // What is left belongs to fetches that were given up, unless one waits to be taken up again.
         let idle = self.running.is_empty() && self.reloading.is_empty();
         if idle && self.attempts.keys().all(|other| other == model) {

@@ -21,9 +21,7 @@ pub(super) struct Sentinel {
 
 impl Sentinel {
     pub(super) fn write(&self, directory: &Path) -> Result<(), StoreError> {
-        // Plain numbers always encode.
-        let bytes = serde_json::to_vec(self).unwrap_or_default();
-        Ok(sentinel_file(directory).write(&bytes, Access::Owner)?)
+        Ok(sentinel_file(directory).write_json(self, Access::Owner)?)
     }
 }
 
