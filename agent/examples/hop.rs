@@ -38,6 +38,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         manifest: Arc::new(manifest),
         delegate: DelegateChoice::new(delegate.parse()?),
         profile: None,
+        cache: None,
         library: PathBuf::from(library),
         instances: 1,
         threads: 1,
@@ -45,6 +46,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         request_bytes: bytes,
         memory_limit_bytes: 0,
         load_timeout: Duration::from_secs(60),
+        proving_invoke_limit: None,
         sandbox: Sandbox::Enforced,
     };
     let worker = Worker::start(&Spawner::new(program.into())?, spec).await?;

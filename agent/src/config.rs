@@ -246,6 +246,29 @@ pub struct DelegateProfile {
     /// The driver opens files after loading: keep file opening (within the paths above) possible.
     #[serde(default)]
     pub opens_files_late: bool,
+    /// What the driver compiles is kept for the next start.
+    #[serde(default)]
+    pub cache: Option<DelegateCache>,
+}
+
+/// A directory for each model in which a driver keeps what it compiled.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DelegateCache {
+    /// Of one model, all files together.
+    pub max_bytes: u64,
+    /// How long a worker may take from start to ready, and then for an invoke until it is proven, while the
+    /// directory is empty.
+    pub first_load_timeout_ms: u64,
+}
+
+impl Default for DelegateCache {
+    fn default() -> Self {
+        Self {
+            max_bytes: 256 << 20,
+            first_load_timeout_ms: 600_000,
+        }
+    }
 }
 
 /// What happens when the kernel cannot put a worker into its sandbox.
@@ -453,7 +476,8 @@ mod tests {
         assert_eq!(all.unix.group.as_deref(), Some("edgeward-clients"));
         let npu = &all.delegates[&"npu".parse().expect("name")];
         assert_eq!(npu.devices, [PathBuf::from("/dev/galcore")]);
-        assert_eq!(npu.options.len(), 1);
+        assert_eq!(npu.options.len(), 2);
+        assert_eq!(npu.cache, Some(DelegateCache::default()));
     }
 
     #[test]

@@ -13,6 +13,10 @@
 //   crash=MOMENT              write through a null pointer there
 //   hang=MOMENT               never come back from there
 //   from_invoke=N             the moment `invoke` is the N-th invoke and every later one (counted from 1)
+//   cache=PATH                what it compiles is kept in this file: read if it is there, else compiled and written
+//   compile_ms=N              compiling takes that long
+//   compile_at=MOMENT         when it is compiled or read: create (the usual), prepare or invoke
+//   cache_bytes=N             how much it keeps
 //   probe=1                   try to open a file, a socket and a program, in `create` and at that invoke,
 //                             and say on stderr how each attempt ended
 // MOMENT is create, prepare (the graph is partitioned), kernel-prepare (a partition is prepared) or invoke.
@@ -57,6 +61,10 @@ struct TestDelegate {
   long from_invoke = 1;
   bool probe = false;
   long invokes = 0;
+  std::string cache;
+  long compile_ms = 0;
+  Moment compile_at = Moment::kCreate;
+  long cache_bytes = 1000;
 };
 
 // A node that was claimed, as it stood in the graph.
@@ -117,6 +125,45 @@ bool Misbehave(const TestDelegate& delegate, Moment now) {
   if (delegate.crash == now) Crash();
   if (delegate.hang == now) Hang();
   return delegate.fail == now;
+}
+
+const char kCompiled[] = "compiled by test-delegate\n";
+
+bool WriteCache(const std::string& path, long bytes) {
+  std::string part = path + ".part";
+  int file = open(part.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+  if (file < 0) return false;
+  std::string content = kCompiled + std::string(bytes, 'x');
+  size_t written = 0;
+  while (written < content.size()) {
+    ssize_t more = write(file, content.data() + written, content.size() - written);
+    if (more < 0) break;
+    written += more;
+  }
+  int error = errno;
+  bool kept = written == content.size() && fsync(file) == 0 && rename(part.c_str(), path.c_str()) == 0;
+  if (written < content.size()) errno = error;
+  close(file);
+  return kept;
+}
+
+// What is wrong, if anything; empty when the graph is ready.
+std::string Compile(TestDelegate* delegate, Moment now) {
+  if (delegate->cache.empty() || delegate->compile_at != now) return "";
+  const char* path = delegate->cache.c_str();
+  delegate->compile_at = Moment::kNever;
+  if (FILE* file = fopen(path, "r")) {
+    char begin[sizeof kCompiled] = {};
+    size_t length = fread(begin, 1, sizeof kCompiled - 1, file);
+    fclose(file);
+    if (length != sizeof kCompiled - 1 || strcmp(begin, kCompiled) != 0) return "its cache is damaged";
+    Say("the cache was used");
+    return "";
+  }
+  Say("compiling");
+  usleep(static_cast<useconds_t>(delegate->compile_ms) * 1000);
+  if (!WriteCache(path, delegate->cache_bytes)) return std::string("its cache cannot be written: ") + strerror(errno);
+  return "";
 }
 
 int64_t Count(const TfLiteTensor& tensor) {
@@ -265,6 +312,11 @@ TfLiteStatus KernelInvoke(TfLiteContext* context, TfLiteNode* self) {
     context->ReportError(context, "test-delegate: the device was lost, as it was told to be");
     return kTfLiteError;
   }
+  std::string problem = Compile(delegate, Moment::kInvoke);
+  if (!problem.empty()) {
+    context->ReportError(context, "test-delegate: %s", problem.c_str());
+    return kTfLiteError;
+  }
   for (const Node& node : partition->nodes) {
     if (node.op == kTfLiteBuiltinFullyConnected) {
       FullyConnected(context, partition, node);
@@ -279,6 +331,11 @@ TfLiteStatus Prepare(TfLiteContext* context, TfLiteDelegate* base) {
   auto* delegate = static_cast<TestDelegate*>(base->data_);
   if (Misbehave(*delegate, Moment::kPrepare)) {
     context->ReportError(context, "test-delegate: there is no device, as it was told");
+    return kTfLiteError;
+  }
+  std::string problem = Compile(delegate, Moment::kPrepare);
+  if (!problem.empty()) {
+    context->ReportError(context, "test-delegate: %s", problem.c_str());
     return kTfLiteError;
   }
   TfLiteIntArray* plan;
@@ -321,6 +378,10 @@ bool Configure(TestDelegate* delegate, const std::string& key, const std::string
   else if (key == "hang") return ParseMoment(value, &delegate->hang);
   else if (key == "from_invoke") delegate->from_invoke = strtol(value.c_str(), nullptr, 10);
   else if (key == "probe") delegate->probe = value == "1";
+  else if (key == "cache") delegate->cache = value;
+  else if (key == "compile_ms") delegate->compile_ms = strtol(value.c_str(), nullptr, 10);
+  else if (key == "compile_at") return ParseMoment(value, &delegate->compile_at);
+  else if (key == "cache_bytes") delegate->cache_bytes = strtol(value.c_str(), nullptr, 10);
   else return false;
   return true;
 }
@@ -354,10 +415,13 @@ extern "C" __attribute__((visibility("default"))) TfLiteDelegate* TfLiteGpuDeleg
     const TfLiteGpuDelegateOptionsV2* o) {
   bool as_told = o->is_precision_loss_allowed == -1 && o->inference_preference == 2 && o->inference_priority1 == 1 &&
                  o->inference_priority2 == 0 && o->inference_priority3 == 3 &&
-                 o->experimental_flags == (int64_t{1} << 40) && o->max_delegated_partitions == 7 &&
-                 !o->serialization_dir && !o->model_token;
-  if (!as_told) return nullptr;
+                 (o->experimental_flags & ~int64_t{8}) == (int64_t{1} << 40) && o->max_delegated_partitions == 7;
+  // The flag, the directory and the token come together or not at all.
+  bool caches = o->experimental_flags & 8;
+  if (!as_told || caches != !!o->serialization_dir || caches != !!o->model_token) return nullptr;
   auto* delegate = new TestDelegate;
+  if (caches) delegate->cache = std::string(o->serialization_dir) + "/" + o->model_token;
+  delegate->compile_at = Moment::kPrepare;
   delegate->base.data_ = delegate;
   delegate->base.Prepare = Prepare;
   delegate->base.flags = kTfLiteDelegateFlagsNone;
@@ -384,6 +448,11 @@ extern "C" __attribute__((visibility("default"))) TfLiteDelegate* tflite_plugin_
   if (Misbehave(*delegate, Moment::kCreate)) {
     delete delegate;
     return refuse("the driver was not found, as it was told");
+  }
+  std::string problem = Compile(delegate, Moment::kCreate);
+  if (!problem.empty()) {
+    delete delegate;
+    return refuse(problem);
   }
   delegate->base.data_ = delegate;
   delegate->base.Prepare = Prepare;

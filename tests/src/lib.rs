@@ -25,6 +25,7 @@ pub mod publisher;
 pub mod python;
 pub mod relay;
 pub mod site;
+pub mod small_disk;
 pub mod strace;
 pub mod wait;
 

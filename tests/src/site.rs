@@ -21,7 +21,11 @@ pub struct Site {
 impl Site {
     /// A fleet and its only device, which is switched on. `configure` may change its configuration before.
     pub fn new(configure: impl FnOnce(&mut Device)) -> Self {
-        let fleet = Fleet::without_broker();
+        Self::of(Fleet::without_broker(), configure)
+    }
+
+    /// The same, of a fleet that is there already.
+    pub fn of(fleet: Fleet, configure: impl FnOnce(&mut Device)) -> Self {
         let mut device = fleet.device("lab-1", GROUP);
         device.without_fleet();
         configure(&mut device);

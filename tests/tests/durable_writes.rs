@@ -34,6 +34,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "a socket, made anew at each start",
     ),
     ("agent/src/worker/child/mod.rs", "a setting of the kernel"),
+    ("agent/src/worker/filter.rs", "the calls' numbers"),
     (
         "agent/src/commands/enroll.rs",
         "a request for a person to carry away",

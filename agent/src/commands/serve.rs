@@ -25,6 +25,9 @@ const OWN_PROGRAM: &str = "/proc/self/exe";
 /// Threads for what may block (files, parsing); requests never wait for one.
 const BLOCKING_THREADS: usize = 4;
 
+/// How often systemd is asked to wait while versions are loaded.
+const ASK_EVERY: Duration = Duration::from_secs(20);
+
 /// How long such a thread may still take when everything else has ended.
 const LEAVE_BEHIND: Duration = Duration::from_secs(1);
 
@@ -61,6 +64,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let doors = Doors::bind(&config).await?;
     let started = tokio::select! {
         started = fleet::start(config.clone(), engine.clone(), audit) => started?,
+        never = ask_for_patience() => match never {},
         signal = signals.stop() => {
             info!(signal, "stopped while starting");
             engine.shutdown().await;
@@ -86,6 +90,17 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
         signal = signals.stop() => warn!(signal, "told twice: stopped without waiting for requests"),
     }
     Ok(())
+}
+
+/// A driver that compiles for the first time may take longer than the service manager waits. Each load has its own
+/// limit, so asking has an end. Never resolves.
+async fn ask_for_patience() -> std::convert::Infallible {
+    let mut tick = tokio::time::interval(ASK_EVERY);
+    loop {
+        tick.tick().await;
+        let patience = 3 * ASK_EVERY;
+        tell_systemd(NotifyState::ExtendTimeoutUsec(patience.as_micros() as u32));
+    }
 }
 
 /// What SIGHUP is for: a certificate is replaced while requests are answered.

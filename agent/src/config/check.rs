@@ -12,6 +12,7 @@ use edgeward_models::name::DelegateName;
 
 use super::{Config, DelegateProfile, Fleet, Limits, Tflite, TlsDoor, UnixDoor};
 use crate::api::{peers, tls, unix};
+use crate::worker::PLACEHOLDER;
 
 /// One wrong value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -281,6 +282,22 @@ fn check_delegate(name: &DelegateName, profile: &DelegateProfile, table: &mut Ta
     }
     for (index, path) in profile.devices.iter().enumerate() {
         table.existing(&format!("devices.{index}"), path);
+    }
+    match &profile.cache {
+        Some(cache) => {
+            table.within("cache.max_bytes", cache.max_bytes, 64 << 10, 1 << 40);
+            let first = cache.first_load_timeout_ms;
+            table.within("cache.first_load_timeout_ms", first, 100, 86_400_000);
+        }
+        None => {
+            let mut options = profile.options.iter();
+            if let Some((option, _)) = options.find(|(_, value)| value.contains(PLACEHOLDER)) {
+                let text = format!(
+                    "{PLACEHOLDER} has no meaning without the table [delegates.{name}.cache]"
+                );
+                table.wrong(&format!("options.{option}"), text);
+            }
+        }
     }
 }
 

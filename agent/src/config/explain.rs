@@ -259,6 +259,7 @@ default_deadline_ms = 400000
 
 [delegates.xnnpack]
 library = "/nowhere/x.so"
+options = { place = "{cache}" }
 
 [sandboxx]
 [log]
@@ -275,13 +276,14 @@ filter = "edgeward=loud"
             (12, "max_deadline_ms"),
             (14, "takes no profile"),
             (15, "/nowhere/x.so"),
-            (17, "unknown field `sandboxx`"),
-            (19, "loud"),
+            (16, "without the table [delegates.xnnpack.cache]"),
+            (18, "unknown field `sandboxx`"),
+            (20, "loud"),
         ] {
             let problem = at(text, line);
             assert!(problem.text.contains(says), "line {line}: {problem:?}");
         }
-        assert_eq!(problems(text).len(), 12, "{:#?}", problems(text));
+        assert_eq!(problems(text).len(), 13, "{:#?}", problems(text));
     }
 
     #[test]

@@ -140,11 +140,7 @@ impl Engine {
         let config = &self.shared.config;
         let cores = usable_cores(config.tflite.cores);
         let grant = grant(manifest, cores, self.shared.threads_beside(&manifest.model));
-        let prover = Prover {
-            config,
-            spawner: &self.shared.spawner,
-            grant,
-        };
+        let prover = Prover::new(config, &self.shared.spawner, grant);
         let proven = prover.prove(&subject, &[]).await?;
         let (active, choice) = (proven.active.clone(), proven.choice);
         let refused = proven.refused.clone();

@@ -9,7 +9,9 @@
 //! and `proof` (delegates are proven), `supervise` and `poison` (after a crash), `admission`, `budget`, `stats`, `metrics`.
 
 mod admission;
+mod attempt;
 mod budget;
+pub mod driver_caches;
 mod engine;
 mod error;
 mod evidence;

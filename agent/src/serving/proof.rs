@@ -21,7 +21,7 @@ use super::evidence::{Evidence, Subject};
 use super::golden::{self, Case, Expected};
 use super::loaded::slots;
 use crate::config::Config;
-use crate::worker::{Answer, Spawner, Stream, Worker, WorkerError, WorkerSpec};
+use crate::worker::{Answer, DriverCache, Spawner, Stream, Worker, WorkerError, WorkerSpec};
 
 /// The end of a dead worker's stderr that is kept in a reason.
 const LAST_WORDS_BYTES: usize = 300;
@@ -37,13 +37,13 @@ pub(super) struct Proven {
 }
 
 /// Why one delegate was refused.
-struct Refusal {
-    reason: String,
-    device_fault: bool,
+pub(super) struct Refusal {
+    pub(super) reason: String,
+    pub(super) device_fault: bool,
 }
 
 impl Refusal {
-    fn new(reason: impl Into<String>) -> Self {
+    pub(super) fn new(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
             device_fault: false,
@@ -56,9 +56,20 @@ pub(super) struct Prover<'a> {
     pub(super) config: &'a Config,
     pub(super) spawner: &'a Spawner,
     pub(super) grant: Grant,
+    /// While a driver compiles: how long it may take. `None`: as always.
+    pub(super) first_load: Option<Duration>,
 }
 
-impl Prover<'_> {
+impl<'a> Prover<'a> {
+    pub(super) fn new(config: &'a Config, spawner: &'a Spawner, grant: Grant) -> Self {
+        Self {
+            config,
+            spawner,
+            grant,
+            first_load: None,
+        }
+    }
+
     /// Tries the delegates in order, passing over those in `skip`.
     pub(super) async fn prove(
         &self,
@@ -110,8 +121,13 @@ impl Prover<'_> {
     }
 
     /// One delegate in one fresh worker.
-    async fn attempt(&self, subject: &Subject, choice: &DelegateChoice) -> Result<Worker, Refusal> {
-        let worker = self.start(subject, choice, self.grant).await?;
+    pub(super) async fn prove_in_worker(
+        &self,
+        subject: &Subject,
+        choice: &DelegateChoice,
+        cache: Option<DriverCache>,
+    ) -> Result<Worker, Refusal> {
+        let worker = self.start(subject, choice, self.grant, cache).await?;
         let facts = worker.facts();
         let builtin = choice.delegate.as_str() == DelegateName::BUILTIN;
         let total = facts.total_nodes.max(1);
@@ -157,6 +173,7 @@ impl Prover<'_> {
         subject: &Subject,
         choice: &DelegateChoice,
         grant: Grant,
+        cache: Option<DriverCache>,
     ) -> Result<Worker, Refusal> {
         let profile = match choice.delegate.as_str() {
             DelegateName::BUILTIN | DelegateName::XNNPACK => None,
@@ -177,6 +194,7 @@ impl Prover<'_> {
             model_path: subject.installed.model_path(),
             delegate: choice.clone(),
             profile,
+            cache,
             library: self.config.tflite.library.clone(),
             instances: grant.instances,
             threads: grant.threads,
@@ -184,6 +202,7 @@ impl Prover<'_> {
             request_bytes,
             memory_limit_bytes: self.config.tflite.worker_memory_bytes,
             load_timeout: self.patience(),
+            proving_invoke_limit: self.first_load,
             sandbox: self.config.sandbox,
         };
         let started = Worker::start(self.spawner, spec).await;
@@ -260,7 +279,7 @@ impl Prover<'_> {
             threads: 1,
         };
         let worker = self
-            .start(subject, &DelegateChoice::new(name), grant)
+            .start(subject, &DelegateChoice::new(name), grant, None)
             .await
             .map_err(because)?;
         let mut answers = Vec::new();
@@ -353,7 +372,8 @@ impl Prover<'_> {
 
     /// A first invoke may compile a graph for an accelerator, so proving has the time of loading.
     fn patience(&self) -> Duration {
-        Duration::from_millis(self.config.tflite.load_timeout_ms)
+        self.first_load
+            .unwrap_or(Duration::from_millis(self.config.tflite.load_timeout_ms))
     }
 
     fn refusal(&self, error: WorkerError) -> Refusal {
@@ -361,7 +381,12 @@ impl Prover<'_> {
             device_fault: matches!(error, WorkerError::Start(_)),
             reason: match error {
                 WorkerError::Deadline => {
-                    format!("no answer within {} s", self.patience().as_secs_f64())
+                    let setting = match self.first_load {
+                        Some(_) => "first_load_timeout_ms of the delegate's cache",
+                        None => "[tflite] load_timeout_ms",
+                    };
+                    let time = self.patience();
+                    format!("no answer within {time:?}; raise {setting} if the device needs it")
                 }
                 other => other.to_string(),
             },

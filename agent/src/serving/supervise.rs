@@ -98,11 +98,7 @@ async fn restart_forever(
                 skipped.clear();
             }
             tokio::time::sleep(pause).await;
-            let prover = Prover {
-                config: &shared.config,
-                spawner: &shared.spawner,
-                grant: loaded.grant,
-            };
+            let prover = Prover::new(&shared.config, &shared.spawner, loaded.grant);
             match prover.prove(&loaded.subject, &skipped).await {
                 Ok(proven) => {
                     choice = proven.choice;

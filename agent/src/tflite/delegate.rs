@@ -39,6 +39,8 @@ pub struct Delegate {
 enum Kind {
     XnnPack(Arc<Library>),
     Plugin(DestroyPlugin),
+    /// With the texts that it reads as long as it lives.
+    Gpu(DestroyPlugin, #[allow(dead_code)] Vec<CString>),
 }
 
 // SAFETY: a delegate belongs to one interpreter and is used by the thread that uses that one; TFLite's
@@ -93,10 +95,10 @@ impl Delegate {
             ));
         }
         if let Some(gpu) = Gpu::of(&plugin) {
-            let (raw, delete) = gpu.create(options).map_err(error)?;
+            let (raw, delete, texts) = gpu.create(options).map_err(error)?;
             return Ok(Self {
                 raw,
-                kind: Kind::Plugin(delete),
+                kind: Kind::Gpu(delete, texts),
             });
         }
         // SAFETY: the types are those of TFLite's external-delegate ABI.
@@ -162,7 +164,7 @@ impl Drop for Delegate {
                 }
             }
             // SAFETY: created by the same plugin, which is never unloaded.
-            Kind::Plugin(destroy) => unsafe { destroy(self.raw.as_ptr()) },
+            Kind::Plugin(destroy) | Kind::Gpu(destroy, _) => unsafe { destroy(self.raw.as_ptr()) },
         }
     }
 }

@@ -1,17 +1,21 @@
 //! TFLite's GPU delegate by its own C API, version 2, which stock builds export instead of the plugin ABI.
 //!
-//! Options are those of `TfLiteGpuDelegateOptionsV2` (TFLite 2.17, `lite/delegates/gpu/delegate_options.h`),
-//! as whole numbers. Its cache of compiled kernels is left out: a worker writes no file.
+//! Options are those of `TfLiteGpuDelegateOptionsV2` (`lite/delegates/gpu/delegate_options.h`): whole numbers, and
+//! two texts for its cache of compiled kernels.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::ffi::{CString, c_char};
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
 use edgefirst_tflite_sys::TfLiteDelegate;
 use libloading::os::unix::Library;
 
-/// The C structure. The library fills it in by its own default and reads it; newer ones may be longer, for
-/// which there is room.
+/// The C structure, as in the header of TensorFlow 2.17. Headers since 2022 (2.10) have the same fields in the same
+/// places; what later ones add stands behind them (a text that forces nodes to full precision, numbers of debugging
+/// builds). The library fills the structure in by its own default and reads it, so what is added there keeps its
+/// default, in the room at the end.
 #[repr(C)]
 struct Options {
     is_precision_loss_allowed: i32,
@@ -21,10 +25,15 @@ struct Options {
     inference_priority3: i32,
     experimental_flags: i64,
     max_delegated_partitions: i32,
-    serialization_dir: *const std::ffi::c_char,
-    model_token: *const std::ffi::c_char,
-    room: [u64; 8],
+    serialization_dir: *const c_char,
+    model_token: *const c_char,
+    room: [MaybeUninit<u64>; 8],
 }
+
+/// In `experimental_flags`: compiled kernels are kept in `serialization_dir`.
+const ENABLE_SERIALIZATION: i64 = 1 << 3;
+/// What separates models in one directory, where each has its own.
+const MODEL_TOKEN: &str = "model";
 
 type Default = unsafe extern "C" fn() -> Options;
 type Create = unsafe extern "C" fn(*const Options) -> *mut TfLiteDelegate;
@@ -50,21 +59,42 @@ impl Gpu {
         }
     }
 
+    /// Texts are read by the delegate as long as it lives: they come along.
     pub(super) fn create(
         &self,
         options: &BTreeMap<String, String>,
-    ) -> Result<(NonNull<TfLiteDelegate>, Delete), String> {
+    ) -> Result<(NonNull<TfLiteDelegate>, Delete, Vec<CString>), String> {
         // SAFETY: the function takes nothing and fills a structure of at most our length.
         let mut chosen = unsafe { (self.default)() };
+        let mut texts = Vec::new();
         for (key, value) in options {
-            set(&mut chosen, key, value)?;
+            match key.as_str() {
+                "serialization_dir" => {
+                    chosen.serialization_dir = keep(&mut texts, value)?;
+                    chosen.experimental_flags |= ENABLE_SERIALIZATION;
+                }
+                "model_token" => chosen.model_token = keep(&mut texts, value)?,
+                _ => set(&mut chosen, key, value)?,
+            }
         }
-        // SAFETY: the structure is the library's own default with other numbers in it, and only read.
+        if !chosen.serialization_dir.is_null() && chosen.model_token.is_null() {
+            chosen.model_token = keep(&mut texts, MODEL_TOKEN)?;
+        }
+        // SAFETY: the structure is the library's own default with other values in it, of which the texts live as
+        // long as what is made, and only read.
         let raw = unsafe { (self.create)(&raw const chosen) };
         let raw = NonNull::new(raw);
         let raw = raw.ok_or("the GPU delegate refused to start and gave no reason")?;
-        Ok((raw, self.delete))
+        Ok((raw, self.delete, texts))
     }
+}
+
+fn keep(texts: &mut Vec<CString>, text: &str) -> Result<*const c_char, String> {
+    let text = CString::new(text).map_err(|_| format!("option {text:?} holds a NUL"))?;
+    let start = text.as_ptr();
+    // Moving the owner does not move the bytes.
+    texts.push(text);
+    Ok(start)
 }
 
 fn set(options: &mut Options, key: &str, value: &str) -> Result<(), String> {

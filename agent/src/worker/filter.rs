@@ -124,6 +124,27 @@ mod rules {
         libc::SYS_select,
     ];
 
+    /// What a driver needs to keep files in the one directory that Landlock lets it write to.
+    const ALLOWED_TO_CACHES: &[libc::c_long] = &[
+        libc::SYS_mkdirat,
+        libc::SYS_unlinkat,
+        libc::SYS_renameat2,
+        libc::SYS_fsync,
+        libc::SYS_fdatasync,
+        libc::SYS_fallocate,
+        libc::SYS_fchmod,
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        libc::SYS_renameat,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_mkdir,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_rename,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_unlink,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_rmdir,
+    ];
+
     const OPENING: &[libc::c_long] = &[
         libc::SYS_openat,
         libc::SYS_openat2,
@@ -133,9 +154,9 @@ mod rules {
         libc::SYS_creat,
     ];
 
-    pub fn first(plugin: bool) -> Result<(), String> {
+    pub fn first(plugin: bool, caches: bool) -> Result<(), String> {
         let allowed = compile(
-            first_rules(plugin)?,
+            first_rules(plugin, caches)?,
             SeccompAction::Errno(libc::EPERM as u32),
             SeccompAction::Allow,
         )?;
@@ -162,7 +183,7 @@ mod rules {
         apply(&compile(rules, SeccompAction::Allow, refuse)?, true)
     }
 
-    fn first_rules(plugin: bool) -> Result<Rules, String> {
+    fn first_rules(plugin: bool, caches: bool) -> Result<Rules, String> {
         let mut rules: Rules = ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
         // Threads, not processes.
         let thread = libc::CLONE_THREAD as u64;
@@ -217,6 +238,9 @@ mod rules {
         }
         if plugin {
             rules.extend(ALLOWED_TO_PLUGINS.iter().map(|&call| (call, Vec::new())));
+            if caches {
+                rules.extend(ALLOWED_TO_CACHES.iter().map(|&call| (call, Vec::new())));
+            }
             for command in [
                 libc::F_DUPFD,
                 libc::F_SETFL,
@@ -327,7 +351,7 @@ mod rules {
 mod rules {
     const NONE: &str = "there is no filter for this processor";
 
-    pub fn first(_plugin: bool) -> Result<(), String> {
+    pub fn first(_plugin: bool, _caches: bool) -> Result<(), String> {
         Err(NONE.to_owned())
     }
 
@@ -336,7 +360,7 @@ mod rules {
     }
 }
 
-/// Puts the first filter on the calling thread. `plugin`: a driver will be loaded.
+/// Puts the first filter on the calling thread. `plugin`: a driver will be loaded; `caches`: it keeps files.
 pub use rules::first;
 /// Takes the opening of files from all threads.
 pub use rules::second;

@@ -8,6 +8,7 @@ use rustix::fs::OFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::cache::{DriverCache, LOOK_EVERY};
 use super::memory::Memory;
 use super::process::{Exit, Process};
 use super::request::Slot;
@@ -81,13 +82,11 @@ impl Worker {
         let bell = watched(bell, Interest::READABLE)?;
 
         let loading = load(&control, &guard.process);
-        let loaded = tokio::time::timeout(spec.load_timeout, loading).await;
-        let loaded = loaded.map_err(|_| {
-            WorkerError::Refused(format!(
-                "loading took longer than {:?}; raise [tflite] load_timeout_ms if the device needs it",
-                spec.load_timeout
-            ))
-        })??;
+        let loaded = tokio::select! {
+            loaded = tokio::time::timeout(spec.load_timeout, loading) => loaded,
+            reason = outgrown(spec.cache.clone()) => return Err(WorkerError::Refused(reason)),
+        };
+        let loaded = loaded.map_err(|_| WorkerError::Refused(too_slow(&spec)))??;
         // From here on it is the supervisor's to end.
         guard.armed = false;
         let process = guard.process.clone();
@@ -107,6 +106,8 @@ impl Worker {
             sandbox = facts.sandbox, "worker loaded"
         );
         let request_limit = spec.manifest.request_bytes().max(spec.request_bytes as u64);
+        let invoke_limit = Duration::from_millis(spec.manifest.invoke_limit_ms)
+            .max(spec.proving_invoke_limit.unwrap_or_default());
         let supervisor = Supervisor::new(
             spec.manifest,
             layout,
@@ -117,7 +118,17 @@ impl Worker {
                 parcels,
                 control,
             },
+            invoke_limit,
         );
+        if spec.cache.is_some() {
+            let supervisor = Arc::clone(&supervisor);
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = supervisor.died() => {}
+                    reason = outgrown(spec.cache) => supervisor.end(&reason),
+                }
+            });
+        }
         Ok(Self {
             handle: Arc::new(Handle {
                 supervisor,
@@ -134,9 +145,10 @@ impl Worker {
         &self.handle.facts
     }
 
-    /// After the golden vectors: puts on the second seccomp filter, which also removes file opening (unless
-    /// the delegate's profile needs it).
+    /// After the golden vectors: from here on the manifest's invoke limit holds. Puts on the second seccomp filter,
+    /// which also removes file opening (unless the delegate's profile needs it).
     pub async fn seal(&self) -> Result<(), WorkerError> {
+        self.handle.supervisor.proven();
         if self.handle.opens_files_late {
             return Ok(());
         }
@@ -248,6 +260,23 @@ async fn load(control: &AsyncFd<OwnedFd>, process: &Process) -> Result<Said, Wor
             }
         }
     }
+}
+
+/// Resolves when a driver keeps more than it may, with the reason; never where it keeps nothing.
+async fn outgrown(cache: Option<DriverCache>) -> String {
+    match cache {
+        Some(cache) => cache.outgrown(LOOK_EVERY).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn too_slow(spec: &WorkerSpec) -> String {
+    let time = spec.load_timeout;
+    let setting = match spec.proving_invoke_limit {
+        Some(_) => "first_load_timeout_ms of the delegate's cache",
+        None => "[tflite] load_timeout_ms",
+    };
+    format!("loading took longer than {time:?}; raise {setting} if the device needs it")
 }
 
 /// A start that is given up, for whatever reason, leaves no process behind.

@@ -9,6 +9,7 @@
 //! ends a worker, so no caller can; a death fails everything in flight at once and names the inputs that
 //! were running.
 
+mod cache;
 mod child;
 mod clock;
 pub mod cpu;
@@ -26,6 +27,7 @@ mod spawner;
 mod supervisor;
 mod wire;
 
+pub use cache::{DriverCache, PLACEHOLDER};
 pub use child::run as run_child;
 pub use handle::Worker;
 pub use request::{Answer, Slot};
@@ -51,6 +53,8 @@ pub struct WorkerSpec {
     pub delegate: DelegateChoice,
     /// For a plugin delegate: its library and what it may touch. `None` for builtin and xnnpack.
     pub profile: Option<DelegateProfile>,
+    /// Where its driver may keep what it compiles.
+    pub cache: Option<DriverCache>,
     pub library: PathBuf,
     pub instances: usize,
     /// Threads of each interpreter, already within the CPU budget.
@@ -60,6 +64,9 @@ pub struct WorkerSpec {
     pub request_bytes: usize,
     pub memory_limit_bytes: u64,
     pub load_timeout: Duration,
+    /// How long one invoke may take until the worker is sealed, where that is more than the manifest allows: the
+    /// first one may compile.
+    pub proving_invoke_limit: Option<Duration>,
     pub sandbox: Sandbox,
 }
 

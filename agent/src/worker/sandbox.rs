@@ -3,7 +3,8 @@
 //! The TFLite library itself is loaded before, like the program it belongs to: both come from the device's
 //! owner. So a worker on built-in kernels or XNNPACK may afterwards open nothing but the kernel's description
 //! of the processor, and map nothing executable. A plugin's worker may read the system's libraries, the
-//! plugin's directory and what its profile lists, and work with the profile's device nodes.
+//! plugin's directory and what its profile lists, work with the profile's device nodes, and keep files in its
+//! cache directory, if it has one.
 //!
 //! Landlock decides which files; seccomp (in `filter`) decides which system calls, the network among them,
 //! for which older kernels have no Landlock rules. Capabilities go too, where the agent runs as root.
@@ -19,6 +20,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
+use super::cache::DriverCache;
 use super::filter;
 use super::wire::{DelegateSetup, Setup};
 
@@ -64,7 +66,7 @@ pub fn enter(setup: &Setup) -> Result<Sandbox, String> {
         missing.push(format!("Landlock is missing ({error})"));
     }
     let plugin = matches!(setup.delegate, DelegateSetup::Plugin(_));
-    let filtered = match filter::first(plugin) {
+    let filtered = match filter::first(plugin, cache(setup).is_some()) {
         Ok(()) => true,
         Err(error) => {
             missing.push(format!("seccomp is missing ({error})"));
@@ -106,6 +108,13 @@ impl Sandbox {
         } else {
             Ok(())
         }
+    }
+}
+
+fn cache(setup: &Setup) -> Option<&DriverCache> {
+    match &setup.delegate {
+        DelegateSetup::Plugin(plugin) => plugin.cache.as_ref(),
+        DelegateSetup::Builtin | DelegateSetup::Xnnpack => None,
     }
 }
 
@@ -161,6 +170,15 @@ fn restrict_files(delegate: &DelegateSetup) -> Result<(), String> {
         paths.push((directory.to_owned(), read));
         paths.extend(plugin.read.iter().map(|p| (p.clone(), read)));
         paths.extend(plugin.devices.iter().map(|p| (p.clone(), device)));
+        let keep = read
+            | AccessFs::WriteFile
+            | AccessFs::Truncate
+            | AccessFs::MakeReg
+            | AccessFs::MakeDir
+            | AccessFs::RemoveFile
+            | AccessFs::RemoveDir;
+        let cache = plugin.cache.iter();
+        paths.extend(cache.map(|cache| (cache.directory.clone(), keep)));
     }
     for (path, mut access) in paths {
         // What is not there needs no rule: the driver will say what it misses.

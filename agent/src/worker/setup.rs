@@ -1,17 +1,18 @@
 //! What a new worker is told, out of its specification.
 
+use std::collections::BTreeMap;
 use std::io::{Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use edgeward_models::manifest::DelegateChoice;
 use edgeward_models::name::DelegateName;
 use rustix::fs::MemfdFlags;
 
+use super::cache::PLACEHOLDER;
 use super::slots::Layout;
 use super::wire::{self, DelegateSetup, PluginSetup, Setup};
 use super::{WorkerError, WorkerSpec, delegate_options};
-use crate::config::{DelegateProfile, Sandbox};
+use crate::config::Sandbox;
 
 /// The set-up, and a refusal of what cannot be served at all.
 pub(super) fn setup(spec: &WorkerSpec, layout: Layout) -> Result<Setup, WorkerError> {
@@ -27,7 +28,7 @@ pub(super) fn setup(spec: &WorkerSpec, layout: Layout) -> Result<Setup, WorkerEr
     }
     Ok(Setup {
         library: absolute(&spec.library)?,
-        delegate: delegate_setup(&spec.delegate, spec.profile.as_ref())?,
+        delegate: delegate_setup(spec)?,
         signatures: spec.manifest.signatures.clone(),
         layout,
         instances: spec.instances.max(1),
@@ -38,23 +39,42 @@ pub(super) fn setup(spec: &WorkerSpec, layout: Layout) -> Result<Setup, WorkerEr
     })
 }
 
-fn delegate_setup(
-    choice: &DelegateChoice,
-    profile: Option<&DelegateProfile>,
-) -> Result<DelegateSetup, WorkerError> {
-    match (choice.delegate.as_str(), profile) {
+fn delegate_setup(spec: &WorkerSpec) -> Result<DelegateSetup, WorkerError> {
+    match (spec.delegate.delegate.as_str(), &spec.profile) {
         (DelegateName::BUILTIN, _) => Ok(DelegateSetup::Builtin),
         (DelegateName::XNNPACK, _) => Ok(DelegateSetup::Xnnpack),
         (_, Some(profile)) => Ok(DelegateSetup::Plugin(PluginSetup {
             library: absolute(&profile.library)?,
-            options: delegate_options(choice, Some(profile)),
+            options: options(spec)?,
             read: profile.read.clone(),
             devices: profile.devices.clone(),
+            cache: spec.cache.clone(),
         })),
         (name, None) => Err(WorkerError::Start(format!(
             "this device has no delegate named {name}: add [delegates.{name}] to its configuration"
         ))),
     }
+}
+
+/// The delegate's options, with the directory of its cache where they ask for it.
+fn options(spec: &WorkerSpec) -> Result<BTreeMap<String, String>, WorkerError> {
+    let mut options = delegate_options(&spec.delegate, spec.profile.as_ref());
+    for (key, value) in &mut options {
+        if !value.contains(PLACEHOLDER) {
+            continue;
+        }
+        let name = &spec.delegate.delegate;
+        let directory = spec.cache.as_ref().ok_or_else(|| {
+            WorkerError::Refused(format!(
+                "its option {key} is the place of a cache, which it has none of: add [delegates.{name}.cache]"
+            ))
+        })?;
+        let directory = directory.directory.to_str().ok_or_else(|| {
+            WorkerError::Refused(format!("the path of its cache is no text: {directory:?}"))
+        })?;
+        *value = value.replace(PLACEHOLDER, directory);
+    }
+    Ok(options)
 }
 
 /// The worker has another working directory.

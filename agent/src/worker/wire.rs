@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use edgeward_models::manifest::{MAX_DIMENSIONS, Signature};
 use serde::{Deserialize, Serialize};
 
+use super::cache::DriverCache;
 use super::slots::Layout;
 
 /// The most inputs or outputs of a signature.
@@ -52,6 +53,7 @@ pub struct PluginSetup {
     pub options: BTreeMap<String, String>,
     pub read: Vec<PathBuf>,
     pub devices: Vec<PathBuf>,
+    pub cache: Option<DriverCache>,
 }
 
 /// Agent to worker, over the control socket.

@@ -132,6 +132,7 @@ pub fn idle_npu(config: &mut Config, options: &[(&str, &str)]) {
         devices: Vec::new(),
         options: options.iter().map(own).collect(),
         opens_files_late: false,
+        cache: None,
     };
     config
         .delegates

@@ -56,6 +56,7 @@ impl Sample {
             model_path: self.directory.join("model.tflite"),
             delegate: DelegateChoice::new(delegate.parse().expect("name")),
             profile: None,
+            cache: None,
             library: library(),
             instances: 1,
             threads: 1,
@@ -63,6 +64,7 @@ impl Sample {
             request_bytes: self.manifest.request_bytes() as usize,
             memory_limit_bytes: 1 << 30,
             load_timeout: MINUTE,
+            proving_invoke_limit: None,
             sandbox: Sandbox::Enforced,
         }
     }
@@ -175,6 +177,7 @@ pub fn plugin(options: &[(&str, &str)]) -> DelegateProfile {
         devices: Vec::new(),
         options: options.iter().map(own).collect(),
         opens_files_late: false,
+        cache: None,
     }
 }
 

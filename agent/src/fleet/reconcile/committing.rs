@@ -10,6 +10,7 @@ use crate::fleet::board::chain;
 use crate::fleet::boot::activate;
 use crate::fleet::job::{FaultKind, JobError, Ready, clock};
 use crate::fleet::state::ModelRecord;
+use crate::serving::driver_caches;
 
 impl Reconciler {
     pub(super) fn job_ended(
@@ -86,6 +87,8 @@ impl Reconciler {
             .as_ref()
             .map_or(2, |f| f.keep_versions);
         self.workshop.state.collect_garbage(model, &record, keep);
+        let installed = || self.workshop.state.model_digests();
+        driver_caches::collect_garbage(&self.workshop.config, installed);
         // What is left belongs to fetches that were given up, unless one waits to be taken up again.
         let idle = self.running.is_empty() && self.reloading.is_empty();
         if idle && self.attempts.keys().all(|other| other == model) {

@@ -9,6 +9,7 @@
 //! desired                       the sequence applied per group
 //! incoming/ chunks/             work in progress: emptied at start; fetched chunks, kept to resume
 //! outbox/ audit.log             telemetry that waits; the audit log
+//! delegate-caches/              `serving::driver_caches`'s: what drivers compiled
 //! ```
 //! An installation becomes visible by one rename, an activation by one pointer write, so at any instant the
 //! device has the version before or the new one whole. What is active or previous is never removed here.

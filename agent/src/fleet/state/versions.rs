@@ -1,11 +1,13 @@
 //! Installed versions: made visible by one rename, opened with every byte checked, removed when in the way.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use edgeward_models::durable;
+use edgeward_models::manifest::{MANIFEST_FILE, MAX_MANIFEST_BYTES};
 use edgeward_models::package::{InstalledVersion, PackageError};
-use edgeward_models::{ModelName, Version};
+use edgeward_models::{Digest, Manifest, ModelName, Version};
 use tracing::warn;
 
 use super::{ModelRecord, Pointer, StateDirectory, StateError};
@@ -70,6 +72,25 @@ impl StateDirectory {
         durable::remove_directory(&doomed)?;
         durable::rename(&target, &doomed)?;
         Ok(durable::remove_directory(&doomed)?)
+    }
+
+    /// The model files of all installed versions.
+    pub fn model_digests(&self) -> BTreeSet<Digest> {
+        let subdirectories = |path: PathBuf| {
+            let entries = fs::read_dir(path).into_iter().flatten().flatten();
+            entries.map(|entry| entry.path())
+        };
+        let models = subdirectories(self.root.join("versions"));
+        let manifests = models
+            .flat_map(subdirectories)
+            .map(|version| version.join(MANIFEST_FILE));
+        manifests
+            .filter_map(|path| {
+                let bytes = durable::read(&path, MAX_MANIFEST_BYTES).ok()??;
+                let manifest = Manifest::parse(&bytes).ok()?;
+                Some(manifest.files.get(&manifest.model_file)?.sha256)
+            })
+            .collect()
     }
 
     /// Removes versions that nobody needs: all but active, previous and the newest `keep` others.

@@ -1,6 +1,7 @@
 //! Ends a worker that hangs, and notices the end of any.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::lease::{Lease, OwnMemory};
@@ -13,16 +14,18 @@ use crate::worker::wire::TensorRef;
 type Suspect = (Arc<Lease>, Vec<TensorRef>, Option<Arc<OwnMemory>>);
 
 impl Supervisor {
-    /// Ends the process when one invoke takes longer than the manifest allows. No caller's deadline does.
+    /// Ends the process when one invoke takes longer than it may. No caller's deadline does.
     pub(super) async fn watch_invokes(self: Arc<Self>) {
-        let limit = Duration::from_millis(self.manifest.invoke_limit_ms);
-        let tick = (limit / 20).clamp(Duration::from_millis(5), Duration::from_millis(500));
+        let limit = || Duration::from_millis(self.invoke_limit.load(Ordering::Relaxed));
         let mut death = self.death.subscribe();
         let watching = async {
             loop {
                 self.busy.notified().await;
                 while self.has_requests() {
+                    let tick =
+                        (limit() / 20).clamp(Duration::from_millis(5), Duration::from_millis(500));
                     tokio::time::sleep(tick).await;
+                    let limit = limit();
                     if self.an_invoke_exceeds(limit, tick) {
                         self.end(&format!("an invoke exceeded its limit of {limit:?}"));
                         return;

@@ -46,6 +46,8 @@ pub(in crate::worker) struct Supervisor {
     free: Mutex<Vec<usize>>,
     running: Mutex<Table>,
     next_id: AtomicU64,
+    /// How long an invoke may take, in milliseconds.
+    invoke_limit: AtomicU64,
     /// Wakes the watchdog when there is something to watch.
     busy: Notify,
     /// Why we ended it ourselves.
@@ -100,6 +102,7 @@ impl Supervisor {
         memory: Memory,
         process: Process,
         ends: Ends,
+        invoke_limit: Duration,
     ) -> Arc<Self> {
         let supervisor = Arc::new(Self {
             manifest,
@@ -119,6 +122,7 @@ impl Supervisor {
                 closed: false,
             }),
             next_id: AtomicU64::new(1),
+            invoke_limit: AtomicU64::new(invoke_limit.as_millis() as u64),
             busy: Notify::new(),
             ended_for: Mutex::new(None),
             death: watch::Sender::new(None),
@@ -236,6 +240,12 @@ impl Supervisor {
                 sent => return sent,
             }
         }
+    }
+
+    /// From now on an invoke may take as long as the manifest says.
+    pub(in crate::worker) fn proven(&self) {
+        let limit = self.manifest.invoke_limit_ms;
+        self.invoke_limit.store(limit, Ordering::Relaxed);
     }
 
     pub(in crate::worker) fn in_flight(&self) -> usize {
