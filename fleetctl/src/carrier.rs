@@ -86,8 +86,40 @@ impl<'a> Carrier<'a> {
     pub async fn sync(&self, repository: &Repository, standing: Standing) -> Result<(u64, u64)> {
         // A broker without a timestamp has lost everything: asking for each part would only cost time.
         let ask = standing != Standing::Empty;
-        self.publish(repository, &repository.everything()?, ask)
-            .await
+        let done = self
+            .publish(repository, &repository.everything()?, ask)
+            .await?;
+        self.clear_next_root(repository).await?;
+        Ok(done)
+    }
+
+    /// Takes away what stands where the next root will be: devices ask for it before anything else, and nothing of
+    /// ours would ever overwrite it.
+    async fn clear_next_root(&self, repository: &Repository) -> Result<()> {
+        let file: FileName = format!("{}.root.json", repository.root_version() + 1).parse()?;
+        let topic = Topic::Metadata(file.clone()).in_fleet(self.fleet);
+        let source = self.source();
+        match chunk::fetch_metadata(&source, &file, MAX_TIMESTAMP_BYTES).await {
+            Ok(None) => return Ok(()),
+            Err(ChunkError::Source(error)) => return Err(error.into()),
+            Ok(Some(held)) if follows(&held, &repository.root()?)? => bail!(
+                "the broker holds {file}, signed by this fleet's root key: another operator has changed keys; copy \
+                 their repository directory over this one"
+            ),
+            Ok(Some(_)) | Err(_) => {}
+        }
+        self.link.publish(&topic, Bytes::new()).await?;
+        self.printer.warn(&format!(
+            "the broker held a {file} that this fleet's key did not sign; it was removed. Who may write to the broker?"
+        ));
+        Ok(())
+    }
+
+    fn source(&self) -> BrokerSource<'_> {
+        BrokerSource {
+            link: self.link,
+            fleet: self.fleet,
+        }
     }
 
     /// Checks that the broker still holds our timestamp once a rival has had time to show.
@@ -106,10 +138,7 @@ impl<'a> Carrier<'a> {
     }
 
     async fn timestamp(&self) -> Result<Option<Vec<u8>>> {
-        let source = BrokerSource {
-            link: self.link,
-            fleet: self.fleet,
-        };
+        let source = self.source();
         let file = TIMESTAMP.parse()?;
         match chunk::fetch_metadata(&source, &file, MAX_TIMESTAMP_BYTES).await {
             Ok(bytes) => Ok(bytes),
@@ -203,6 +232,14 @@ impl<'a> Carrier<'a> {
             .await?;
         Ok(count)
     }
+}
+
+/// Whether the keys of our root signed this one.
+fn follows(held: &[u8], root: &[u8]) -> Result<bool> {
+    let root: Signed<Root> =
+        serde_json::from_slice(root).context("cannot read the repository's root")?;
+    let next = serde_json::from_slice::<Signed<Root>>(held);
+    Ok(next.is_ok_and(|next| root.signed.verify_role(&next).is_ok()))
 }
 
 /// Compares a broker's timestamp with ours. `root` says who may sign one.

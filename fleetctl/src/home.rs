@@ -6,6 +6,7 @@
 //! devices/       {id}.pem, the certificate of every enrolled device
 //! keys/          signing keys, one file per role
 //! repository/    the signed tree: the truth of which the broker is a copy
+//! heard.json     what each device last said: older statuses are told by it
 //! broker/        the broker's certificate and configuration, when they were asked for
 //! ```
 //! Every command opens one; `init` makes it. Nothing here touches the network.
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::authority::Authority;
 use crate::devices::{Devices, not_after};
+use crate::memory::Memory;
 
 /// No file of the home read whole is larger.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -125,6 +127,10 @@ impl Home {
 
     pub fn devices(&self) -> Devices {
         Devices::new(self.directory.join("devices"))
+    }
+
+    pub fn memory(&self) -> Result<Memory> {
+        Memory::open(self.directory.join("heard.json"))
     }
 
     pub fn keys(&self) -> Result<KeyRing> {

@@ -9,6 +9,7 @@ mod commands;
 mod devices;
 mod home;
 mod link;
+mod memory;
 mod operator;
 mod printer;
 mod statuses;

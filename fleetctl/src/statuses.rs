@@ -1,9 +1,9 @@
 //! What devices say of themselves, as far as it can be believed.
 //!
-//! A status counts only if the certified key of that very device signed it. A forged one is shown as such
-//! and changes nothing, so neither the broker nor a rogue device can speak for another.
+//! A status counts only if the certified key of that very device signed it, and if it is not older than what
+//! that device has said before (`memory`). What is not believed is shown as such and changes nothing, so neither
+//! the broker nor a rogue device can speak for another.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -15,6 +15,8 @@ use edgeward_models::name::{DeviceId, FleetName};
 
 use crate::devices::Device;
 use crate::link::Link;
+use crate::operator::Operator;
+use crate::printer::plain;
 
 /// Topics asked for at once. An embedded rumqttd drops retained messages beyond 100 on their way.
 const TOPICS_AT_ONCE: usize = 80;
@@ -34,8 +36,8 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Heard {
     Nothing,
-    /// Not believed; why.
-    Forged(String),
+    /// And why not: forged, or older than what was heard before.
+    NotBelieved(String),
     Status(Box<Status>),
 }
 
@@ -57,8 +59,30 @@ pub fn read(device: &Device, message: &[u8]) -> Result<Status, String> {
     Ok(status)
 }
 
-/// Asks for the retained statuses of these devices.
-pub async fn fetch(link: &Link, fleet: &FleetName, devices: &[Device]) -> Result<Vec<Report>> {
+/// Asks for the retained statuses of these devices, and judges them by what is remembered.
+pub async fn hear(operator: &Operator, devices: &[Device]) -> Result<Vec<Report>> {
+    let fleet = operator.home.fleet();
+    let mut reports = operator
+        .ask(async |link| fetch(link, fleet, devices).await)
+        .await?;
+    let mut memory = operator.home.memory()?;
+    for (report, device) in reports.iter_mut().zip(devices) {
+        if let Heard::Status(status) = &report.status
+            && let Err(why) = memory.judge(device, status)
+        {
+            report.status = Heard::NotBelieved(why);
+        }
+        if let Heard::NotBelieved(why) = &report.status {
+            let warning = format!("{}: a status is not believed: {}", device.id, plain(why));
+            operator.printer.warn(&warning);
+        }
+    }
+    memory.save()?;
+    Ok(reports)
+}
+
+/// One report per device, in their order.
+async fn fetch(link: &Link, fleet: &FleetName, devices: &[Device]) -> Result<Vec<Report>> {
     let mut reports = Vec::with_capacity(devices.len());
     for part in devices.chunks(TOPICS_AT_ONCE / 2) {
         let topics: Vec<_> = part
@@ -78,7 +102,7 @@ pub async fn fetch(link: &Link, fleet: &FleetName, devices: &[Device]) -> Result
                 None => Heard::Nothing,
                 Some(bytes) => match read(device, bytes) {
                     Ok(status) => Heard::Status(Box::new(status)),
-                    Err(why) => Heard::Forged(why),
+                    Err(why) => Heard::NotBelieved(why),
                 },
             };
             let online = message(Topic::Online(device.id.clone()))
@@ -91,38 +115,6 @@ pub async fn fetch(link: &Link, fleet: &FleetName, devices: &[Device]) -> Result
         }
     }
     Ok(reports)
-}
-
-/// Tells a device's newer statuses from repeated and older ones.
-#[derive(Debug, Default)]
-pub struct Newest {
-    boot: Option<String>,
-    sequence: u64,
-    /// Boots that a later one has followed: nothing of theirs is news.
-    past: HashSet<String>,
-}
-
-impl Newest {
-    /// Whether this status is newer than all before; remembers it then.
-    pub fn admits(&mut self, status: &Status) -> bool {
-        if self.past.contains(&status.boot_id) {
-            return false;
-        }
-        match &self.boot {
-            Some(boot) if *boot == status.boot_id => {
-                if status.sequence <= self.sequence {
-                    return false;
-                }
-            }
-            Some(boot) => {
-                self.past.insert(boot.clone());
-                self.boot = Some(status.boot_id.clone());
-            }
-            None => self.boot = Some(status.boot_id.clone()),
-        }
-        self.sequence = status.sequence;
-        true
-    }
 }
 
 #[cfg(test)]
@@ -180,6 +172,7 @@ pub mod tests {
             audit_head: Digest::of(b""),
             disk_free_bytes: 0,
             last_error: None,
+            warnings: Vec::new(),
         }
     }
 
@@ -198,20 +191,5 @@ pub mod tests {
         let other = status(&"ct-2".parse().expect("name"), "b", 1);
         assert!(read(&speaker.device, &speaker.says(&other)).is_err());
         assert!(read(&speaker.device, b"junk").is_err());
-    }
-
-    #[test]
-    fn repeated_older_and_replayed_statuses_are_no_news() {
-        let device = "ct-1".parse().expect("name");
-        let mut newest = Newest::default();
-        assert!(newest.admits(&status(&device, "a", 5)));
-        assert!(!newest.admits(&status(&device, "a", 5)));
-        assert!(!newest.admits(&status(&device, "a", 4)));
-        assert!(newest.admits(&status(&device, "b", 1)));
-        assert!(
-            !newest.admits(&status(&device, "a", 99)),
-            "a boot that is over was replayed"
-        );
-        assert!(newest.admits(&status(&device, "b", 2)));
     }
 }

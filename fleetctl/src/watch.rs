@@ -16,9 +16,10 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::devices::Device;
+use crate::memory::Memory;
 use crate::operator::{Operator, is_broken_link, jittered};
 use crate::printer::plain;
-use crate::statuses::{self, Newest};
+use crate::statuses;
 
 /// With more devices than this, lines that move are one bar.
 const MOST_LINES: usize = 16;
@@ -51,10 +52,11 @@ pub enum Outcome {
 
 struct Follower {
     device: Device,
-    newest: Newest,
     online: Option<Online>,
     /// In words, for people.
     said: Option<String>,
+    /// What was not believed, and why.
+    ignored: Option<String>,
     outcome: Option<Outcome>,
     line: Option<ProgressBar>,
 }
@@ -63,17 +65,18 @@ struct Follower {
 pub struct Watch {
     wanted: Wanted,
     followers: BTreeMap<DeviceId, Follower>,
+    memory: Memory,
 }
 
 impl Watch {
-    pub fn new(wanted: Wanted, devices: Vec<Device>) -> Self {
+    pub fn new(wanted: Wanted, devices: Vec<Device>, memory: Memory) -> Self {
         let followers = devices
             .into_iter()
             .map(|device| {
                 let follower = Follower {
-                    newest: Newest::default(),
                     online: None,
                     said: None,
+                    ignored: None,
                     outcome: None,
                     line: None,
                     device,
@@ -81,19 +84,31 @@ impl Watch {
                 (follower.device.id.clone(), follower)
             })
             .collect();
-        Self { wanted, followers }
+        Self {
+            wanted,
+            followers,
+            memory,
+        }
     }
 
     /// Takes a status message. Returns what has changed, in words.
     fn hear(&mut self, id: &DeviceId, message: &[u8]) -> Option<String> {
         let follower = self.followers.get_mut(id).filter(|f| f.outcome.is_none())?;
-        let said = match statuses::read(&follower.device, message) {
-            Err(why) => format!("an unbelievable status was ignored: {}", plain(&why)),
-            Ok(status) if follower.newest.admits(&status) => {
+        let judged = statuses::read(&follower.device, message).and_then(|status| {
+            self.memory.judge(&follower.device, &status)?;
+            Ok(status)
+        });
+        let said = match judged {
+            Err(why) => {
+                let said = format!("an unbelievable status was ignored: {}", plain(&why));
+                let new = follower.ignored.as_ref() != Some(&said);
+                follower.ignored = Some(said.clone());
+                return new.then_some(said);
+            }
+            Ok(status) => {
                 follower.outcome = outcome(&self.wanted, &status);
                 progress(&self.wanted, &status)
             }
-            Ok(_) => return None,
         };
         if follower.said.as_ref() == Some(&said) {
             return None;
@@ -126,8 +141,9 @@ impl Watch {
                         Some(Online { reason, .. }) => format!("offline ({})", plain(&reason)),
                     };
                     let said = follower.said.map(|said| format!("; last said: {said}"));
+                    let ignored = follower.ignored.map(|ignored| format!("; {ignored}"));
                     Outcome::Silent {
-                        reason: presence + &said.unwrap_or_default(),
+                        reason: presence + &said.unwrap_or_default() + &ignored.unwrap_or_default(),
                     }
                 });
                 (follower.device.id, outcome)
@@ -223,6 +239,7 @@ pub async fn follow(operator: &Operator, mut watch: Watch, time: Duration) -> Re
             Err(error) => return Err(error),
         }
     }
+    watch.memory.save()?;
     for follower in watch.followers.values_mut() {
         if let Some(line) = follower.line.take() {
             line.finish_and_clear();

@@ -296,7 +296,10 @@ async fn an_empty_carrier_is_told_from_a_hostile_one() {
         let error = device.refuses(&carrier, day(1)).await;
         assert_eq!(
             error,
-            format!("{file} is not there: republish the repository with `fleetctl sync`")
+            format!(
+                "{file} is not there, or this device may not read it: republish the repository with \
+                 `fleetctl sync`, and look at the broker's access list"
+            )
         );
     }
 }

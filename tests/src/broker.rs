@@ -27,6 +27,8 @@ pub struct Broker {
     process: Option<Process>,
     /// Further lines of mosquitto's configuration.
     more: String,
+    /// Retained messages outlast a proper end.
+    persistent: bool,
 }
 
 impl Broker {
@@ -39,6 +41,7 @@ impl Broker {
             home: home.to_owned(),
             process: None,
             more: String::new(),
+            persistent: false,
         };
         broker.restart();
         broker
@@ -47,6 +50,30 @@ impl Broker {
     /// Adds a line to mosquitto's configuration, from the next start on.
     pub fn configure(&mut self, line: &str) {
         self.more = format!("{}{line}\n", self.more);
+    }
+
+    /// From the next start on mosquitto keeps its retained messages when it ends properly.
+    pub fn persist(&mut self) {
+        self.persistent = true;
+    }
+
+    /// mosquitto's access list.
+    fn access_list(&self) -> PathBuf {
+        self.home.join("broker/acl")
+    }
+
+    /// Changes mosquitto's access list, for the connections that are up too. Returns the one before.
+    pub fn permit(&self, change: impl FnOnce(&str) -> String) -> String {
+        let before = std::fs::read_to_string(self.access_list()).expect("an access list");
+        std::fs::write(self.access_list(), change(&before)).expect("write an access list");
+        self.process.as_ref().expect("a running broker").hang_up();
+        before
+    }
+
+    /// SIGTERM: it saves what it is to keep.
+    pub fn stop(&mut self) {
+        let mut process = self.process.take().expect("a running broker");
+        process.stop(Duration::from_secs(20));
     }
 
     /// SIGKILL, at whatever moment. All it kept is gone.
@@ -94,9 +121,14 @@ impl Broker {
             .unwrap_or_else(|e| panic!("{}: {e}", written.display()));
         let listener = format!("listener {}\n", self.port);
         assert!(text.contains(&listener) && text.contains("persistence true\n"));
-        let text = text
-            .replace(&listener, &format!("listener {} 127.0.0.1\n", self.port))
-            .replace("persistence true\n", "persistence false\n");
+        let text = text.replace(&listener, &format!("listener {} 127.0.0.1\n", self.port));
+        let text = match self.persistent {
+            false => text.replace("persistence true\n", "persistence false\n"),
+            true => text.replace(
+                "/var/lib/mosquitto/",
+                &format!("{}/", self.directory.display()),
+            ),
+        };
         let path = self.directory.join("mosquitto.conf");
         std::fs::write(
             &path,

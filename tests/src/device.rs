@@ -247,6 +247,25 @@ filter = "info,edgeward_agent=debug"
         Ok(report["status"].clone())
     }
 
+    /// What `edgeward status` warns of.
+    pub fn warnings(&self) -> Result<Vec<String>, String> {
+        let status = self.status()?;
+        let warnings = status["warnings"].as_array().cloned().unwrap_or_default();
+        let texts = warnings.iter().filter_map(|w| w.as_str());
+        Ok(texts.map(str::to_owned).collect())
+    }
+
+    /// Waits until the warnings are what `expected` says.
+    pub fn wait_warnings(&self, what: &str, expected: impl Fn(&[String]) -> bool) -> Vec<String> {
+        wait::until(what, wait::PATIENCE, || {
+            let warnings = self.warnings()?;
+            match expected(&warnings) {
+                true => Ok(warnings),
+                false => Err(format!("{warnings:?}")),
+            }
+        })
+    }
+
     /// Number and bytes (as they travelled) of the chunks that wait for their version to be whole.
     pub fn cached_chunks(&self) -> (usize, u64) {
         let entries = std::fs::read_dir(self.state_directory().join("chunks"));

@@ -114,6 +114,11 @@ impl Process {
         read_log(&self.log)
     }
 
+    /// SIGHUP.
+    pub fn hang_up(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::HUP).expect("send SIGHUP");
+    }
+
     /// SIGKILL: no chance to tidy up.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

@@ -28,8 +28,10 @@ enum After {
     Lives,
 }
 
-/// Files below the state directory that begin like this.
-fn files(state: &Path, prefix: &str) -> Vec<PathBuf> {
+/// The file below the state directory of this name, or all that begin like this if it ends in a slash or a star.
+fn files(state: &Path, name: &str) -> Vec<PathBuf> {
+    let prefix = name.trim_end_matches('*');
+    let many = name.ends_with(['/', '*']);
     fn visit(directory: &Path, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(directory).expect("read").flatten() {
             let path = entry.path();
@@ -42,8 +44,10 @@ fn files(state: &Path, prefix: &str) -> Vec<PathBuf> {
     let mut all = Vec::new();
     visit(state, &mut all);
     all.retain(|file| {
-        file.strip_prefix(state)
-            .is_ok_and(|f| f.to_string_lossy().starts_with(prefix))
+        file.strip_prefix(state).is_ok_and(|f| {
+            let path = f.to_string_lossy();
+            path == name || many && path.starts_with(prefix)
+        })
     });
     all
 }
@@ -103,7 +107,10 @@ fn damaged_files_cost_what_they_hold_and_nothing_else() {
     let lost_trust = After::ServesOnly("trust");
     let rows: &[(&str, &[Damage], After)] = &[
         // The newest generation of trust is damaged: the one before would be a step back, so a person decides.
-        ("trust/trust", &[Truncated, Zeroed, Gone], lost_trust),
+        ("trust/trust", &[Truncated, Zeroed], lost_trust),
+        ("trust/trust*", &[Truncated, Zeroed, Gone], lost_trust),
+        // The generation before is nothing that anything depends on.
+        ("trust/trust.before", &[Truncated, Zeroed, Gone], After::All),
         ("trust/metadata/", &[Truncated, Zeroed, Gone], After::All),
         (
             "identity/",
@@ -124,6 +131,7 @@ fn damaged_files_cost_what_they_hold_and_nothing_else() {
         // Both generations of the pointer.
         ("active/", &[Truncated, Zeroed, Gone], After::Lives),
         ("desired", &[Truncated, Zeroed, Gone], After::All),
+        ("desired*", &[Truncated, Zeroed, Gone], After::All),
         ("audit.log", &[Truncated, Zeroed, Gone], After::All),
     ];
     let mut number = 0;

@@ -78,6 +78,8 @@ fn text(report: &Report) -> String {
     if let Some(error) = &status.last_error {
         lines.push(format!("trouble   {error}"));
     }
+    let warnings = status.warnings.iter();
+    lines.extend(warnings.map(|warning| format!("warning   {warning}")));
     lines.push(String::new());
     if status.models.is_empty() {
         lines.push("no models".to_owned());
@@ -158,6 +160,7 @@ mod tests {
                 audit_head: Digest::of(b""),
                 disk_free_bytes: 0,
                 last_error: None,
+                warnings: Vec::new(),
             },
         };
         let text = text(&report);

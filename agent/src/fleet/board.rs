@@ -15,6 +15,8 @@ use crate::watch::audit::Audit;
 
 /// The longest text for an operator that a status carries, in bytes.
 const MAX_REASON_BYTES: usize = 600;
+/// Warnings of one source that a status carries.
+const MAX_WARNINGS: usize = 8;
 
 pub struct Board {
     facts: Mutex<Facts>,
@@ -30,6 +32,8 @@ pub struct Facts {
     pub timestamp_version: u64,
     pub stale: bool,
     pub last_error: Option<String>,
+    /// By source: each replaces its own.
+    pub warnings: BTreeMap<&'static str, Vec<String>>,
     /// Broker and state of the link, in words; absent without a fleet.
     pub link: Option<String>,
     pub connected: bool,
@@ -110,6 +114,24 @@ impl Board {
         }
     }
 
+    /// Replaces what `source` warns of; nothing when there is nothing more to warn of.
+    pub fn warn(&self, source: &'static str, texts: Vec<String>) {
+        let texts: Vec<String> = texts
+            .into_iter()
+            .take(MAX_WARNINGS)
+            .map(shortened)
+            .collect();
+        let known = self
+            .lock()
+            .warnings
+            .get(source)
+            .cloned()
+            .unwrap_or_default();
+        if known != texts {
+            self.change(|facts| drop(facts.warnings.insert(source, texts)));
+        }
+    }
+
     /// The whole status. `sequence` orders statuses of one boot.
     pub fn status(
         &self,
@@ -159,6 +181,7 @@ impl Board {
             audit_head,
             disk_free_bytes,
             last_error: facts.last_error,
+            warnings: facts.warnings.into_values().flatten().collect(),
         }
     }
 

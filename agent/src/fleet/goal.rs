@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use edgeward_models::chunk::Source;
 use edgeward_models::fleet::rollout::Wish;
@@ -14,6 +15,7 @@ use edgeward_models::{DeviceId, ModelName, Version};
 use jiff::Timestamp;
 use tokio::sync::Mutex;
 
+use super::deadline::Deadline;
 use super::state::Applied;
 
 /// The wishes of all groups of this device, merged.
@@ -43,6 +45,10 @@ pub enum Looked {
     },
 }
 
+/// A look at a repository may take this long: large metadata over a slow line does. Chunks of models, which come
+/// later, have no such limit.
+const LOOK_TIME: Duration = Duration::from_secs(600);
+
 /// Updates trust from `source` and reads what it wishes of `device`.
 pub async fn look(
     trust: &Mutex<TrustStore>,
@@ -52,10 +58,11 @@ pub async fn look(
     applied: &Applied,
     local: bool,
 ) -> Result<Looked, VerifyError> {
+    let limited: Arc<dyn Source> = Arc::new(Deadline::new(source.clone(), LOOK_TIME));
     let updated = {
         let mut trust = trust.lock().await;
         trust
-            .update(source.clone(), Timestamp::now(), policy)
+            .update(limited.clone(), Timestamp::now(), policy)
             .await?
     };
     let repository = match updated {
@@ -69,11 +76,11 @@ pub async fn look(
         complete: true,
         local,
         notes: Vec::new(),
-        source: source.clone(),
+        source,
         repository,
     };
-    for group in goal.repository.groups(&*source, device).await? {
-        let desired = goal.repository.desired(&*source, &group).await?;
+    for group in goal.repository.groups(&*limited, device).await? {
+        let desired = goal.repository.desired(&*limited, &group).await?;
         let before = applied.groups.get(&group).copied().unwrap_or(0);
         let sequence = desired.as_ref().map_or(0, |d| d.sequence);
         if sequence < before {

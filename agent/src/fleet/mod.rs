@@ -39,11 +39,13 @@ mod abort;
 pub mod admin;
 pub mod board;
 pub mod boot;
+mod deadline;
 pub mod goal;
 pub mod identity;
 pub mod job;
 pub mod mqtt;
 pub mod outbox;
+mod pause;
 pub mod reconcile;
 mod routes;
 pub mod speaker;
@@ -298,6 +300,7 @@ async fn watch_link(workshop: Arc<Workshop>, link: Link) {
     let broker = link.broker();
     let mut state = link.state();
     let mut recorded: Option<Instant> = None;
+    let mut refused = Vec::new();
     loop {
         let now = state.borrow_and_update().clone();
         let connected = now == LinkState::Connected;
@@ -316,8 +319,14 @@ async fn watch_link(workshop: Arc<Workshop>, link: Link) {
             let fields = serde_json::json!({"broker": broker});
             workshop.note("connected", fields);
         }
-        if state.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = state.changed() => if changed.is_err() {
+                return;
+            },
+            now = link.refused(&refused) => {
+                refused = now;
+                workshop.board.warn("broker", refused.clone());
+            }
         }
     }
 }

@@ -48,6 +48,14 @@ impl Outbox {
         self.store.dropped()
     }
 
+    /// Counts samples that could not be kept at all.
+    pub fn count_dropped(&mut self, samples: u64) -> Result<(), StoreError> {
+        match samples {
+            0 => Ok(()),
+            _ => self.store.count_dropped(samples),
+        }
+    }
+
     /// Keeps a sample, durably.
     pub fn push(&mut self, sample: &Sample) -> Result<(), OutboxError> {
         let bytes = codec::encode("sample", sample)?;
@@ -65,17 +73,31 @@ impl Outbox {
     }
 
     /// The oldest samples, as many as fit; `None` when nothing waits.
-    pub fn parcel(&self, samples: usize, bytes: usize) -> Result<Option<Parcel>, OutboxError> {
-        let records = self.store.oldest(samples, bytes)?;
-        let mut parcel = Parcel {
-            keys: Vec::new(),
-            samples: Vec::new(),
-        };
-        for (key, bytes) in records {
-            parcel.keys.push(key);
-            parcel.samples.push(codec::decode("sample", &bytes)?);
+    pub fn parcel(&mut self, samples: usize, bytes: usize) -> Result<Option<Parcel>, OutboxError> {
+        loop {
+            let records = self.store.oldest(samples, bytes)?;
+            let mut parcel = Parcel {
+                keys: Vec::new(),
+                samples: Vec::new(),
+            };
+            let mut foreign = Vec::new();
+            for (key, bytes) in records {
+                match codec::decode("sample", &bytes) {
+                    Ok(sample) => {
+                        parcel.keys.push(key);
+                        parcel.samples.push(sample);
+                    }
+                    // Of another version of this agent: it would be in the way of all others for ever.
+                    Err(_) => foreign.push(key),
+                }
+            }
+            if !foreign.is_empty() {
+                self.store.remove(&foreign, true)?;
+            }
+            if !parcel.keys.is_empty() || foreign.is_empty() {
+                return Ok((!parcel.keys.is_empty()).then_some(parcel));
+            }
         }
-        Ok((!parcel.keys.is_empty()).then_some(parcel))
     }
 
     /// The broker has it.

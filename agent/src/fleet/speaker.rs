@@ -16,13 +16,14 @@ use super::board::{Board, chain};
 use super::identity::{Identity, IdentityError};
 use super::job::Workshop;
 use super::mqtt::{Link, LinkError, LinkState, Presence};
+use super::pause;
 
 /// Changes within this time are told together.
 const GATHER: Duration = Duration::from_millis(200);
 /// Progress alone is told this often.
 const PROGRESS: Duration = Duration::from_secs(3);
-/// A status that could not be published is tried again after this time.
-const RETRY: Duration = Duration::from_secs(30);
+/// A status that could not be published is tried again after at most this time.
+const RETRY: Duration = Duration::from_secs(60);
 /// A status is told at least this often, so that a device which is well differs from one that hangs.
 const ALIVE: Duration = Duration::from_secs(24 * 3600);
 
@@ -74,10 +75,13 @@ pub async fn speak(workshop: Arc<Workshop>, identity: Arc<Identity>, link: Link)
     let topic = Topic::Status(identity.device.clone()).in_fleet(&identity.fleet);
     let mut changes = workshop.board.changes();
     let mut sessions = link.sessions();
-    let mut sequence = 0;
+    let (mut sequence, mut failures) = (0, 0);
     let mut told: Option<(Status, Instant)> = None;
     loop {
-        let pause = told.as_ref().map_or(RETRY, |_| ALIVE);
+        let pause = match told {
+            Some(_) => ALIVE,
+            None => pause::after(failures).min(RETRY),
+        };
         let news = async {
             tokio::select! {
                 Ok(()) = sessions.changed() => told = None,
@@ -112,8 +116,9 @@ pub async fn speak(workshop: Arc<Workshop>, identity: Arc<Identity>, link: Link)
         }
         sequence += 1;
         match publish(&identity, &link, &topic, &status).await {
-            Ok(()) => told = Some((status, Instant::now())),
+            Ok(()) => (told, failures) = (Some((status, Instant::now())), 0),
             Err(problem) => {
+                failures += 1;
                 warn!(problem = %chain(&problem), "status not published");
                 told = None;
             }

@@ -18,6 +18,7 @@ use super::identity::Identity;
 use super::job::{Workshop, clock};
 use super::mqtt::{Link, LinkError};
 use super::outbox::{Outbox, OutboxError, Parcel};
+use super::pause;
 use super::speaker::{SpeakError, sealed};
 use crate::config::{Telemetry, TelemetryLevel};
 use crate::watch::resources::Resources;
@@ -25,7 +26,7 @@ use crate::watch::resources::Resources;
 /// What travels together, before compression.
 const PARCEL_SAMPLES: usize = 32;
 const PARCEL_BYTES: usize = 32 * 1024;
-/// After a refusal by the broker.
+/// After refusals by the broker at most.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 
 /// Samples and sends until `stop`.
@@ -39,32 +40,34 @@ pub async fn report(
     if settings.level == TelemetryLevel::Off {
         return;
     }
-    let Some(outbox) = open(&workshop, &settings).await else {
-        return;
-    };
     let period = Duration::from_secs(u64::from(settings.interval_seconds.max(1)));
     let mut reporter = Reporter {
         topic: Topic::Telemetry(identity.device.clone()).in_fleet(&identity.fleet),
         workshop,
         identity,
         link,
-        outbox,
+        outbox: None,
+        trouble: None,
+        unkept: 0,
         settings,
         resources: Resources::new(),
         parcel_samples: PARCEL_SAMPLES,
     };
+    reporter.open().await;
     let mut timer = tokio::time::interval(period);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     timer.reset();
     let mut sessions = reporter.link.sessions();
-    let mut paused_until = None;
+    let (mut paused_until, mut failures) = (None, 0);
     loop {
         tokio::select! {
             _ = stop.changed() => return,
             _ = timer.tick() => {
+                if reporter.outbox.is_none() {
+                    reporter.open().await;
+                }
                 if let Err(problem) = reporter.sample() {
-                    error!(problem = %chain(&problem), "telemetry sample lost");
-                    reporter.workshop.board.error(chain(&problem));
+                    reporter.close(&problem).await;
                 }
             }
             Ok(()) = sessions.changed() => paused_until = None,
@@ -76,32 +79,18 @@ pub async fn report(
                 _ = stop.changed() => return,
                 sent = reporter.send() => sent,
             };
-            if let Err(problem) = sent {
-                warn!(problem = %chain(&problem), "telemetry not sent");
-                paused_until = Some(now + REFUSED_PAUSE);
+            match sent {
+                Ok(()) => failures = 0,
+                Err(ReportError::Outbox(problem)) => reporter.close(&problem).await,
+                Err(problem) => {
+                    warn!(problem = %chain(&problem), "telemetry not sent");
+                    failures += 1;
+                    paused_until = Some(now + pause::after(failures).min(REFUSED_PAUSE));
+                }
             }
         }
+        reporter.tell();
     }
-}
-
-async fn open(workshop: &Workshop, settings: &Telemetry) -> Option<Outbox> {
-    let (directory, limit) = (workshop.state.outbox(), settings.outbox_bytes);
-    // A thread of its own: opening reads everything, and a damaged store may panic.
-    let opened = tokio::task::spawn_blocking(move || Outbox::open(&directory, limit)).await;
-    let problem = match opened {
-        Ok(Ok((outbox, None))) => return Some(outbox),
-        Ok(Ok((outbox, Some(damage)))) => {
-            workshop.board.error(format!(
-                "the telemetry outbox was damaged and begins anew: {damage}"
-            ));
-            return Some(outbox);
-        }
-        Ok(Err(e)) => chain(&e),
-        Err(e) => e.to_string(),
-    };
-    error!(%problem, "no outbox: this boot sends no telemetry");
-    workshop.board.error(format!("no telemetry: {problem}"));
-    None
 }
 
 struct Reporter {
@@ -109,7 +98,12 @@ struct Reporter {
     workshop: Arc<Workshop>,
     identity: Arc<Identity>,
     link: Link,
-    outbox: Outbox,
+    /// Absent while it cannot be used; tried again with each sample.
+    outbox: Option<Outbox>,
+    /// What went wrong with it last.
+    trouble: Option<String>,
+    /// Samples that were not kept and are not counted in the outbox yet.
+    unkept: u64,
     settings: Telemetry,
     resources: Resources,
     /// Halved when a parcel turns out too large for the broker.
@@ -117,39 +111,101 @@ struct Reporter {
 }
 
 impl Reporter {
+    async fn open(&mut self) {
+        let (directory, limit) = (self.workshop.state.outbox(), self.settings.outbox_bytes);
+        // A thread of its own: opening reads everything, and a damaged store may panic.
+        let opened = tokio::task::spawn_blocking(move || Outbox::open(&directory, limit)).await;
+        let trouble = match opened {
+            Ok(Ok((outbox, damage))) => {
+                self.outbox = Some(outbox);
+                damage.map(|damage| format!("it was damaged and begins anew: {damage}"))
+            }
+            Ok(Err(e)) => Some(chain(&e)),
+            Err(e) => Some(e.to_string()),
+        };
+        if trouble.is_some() && trouble != self.trouble {
+            error!(problem = ?trouble, "the telemetry outbox failed");
+            self.trouble = trouble;
+        }
+        self.tell();
+    }
+
+    /// Lets go of an outbox that failed.
+    async fn close(&mut self, problem: &OutboxError) {
+        error!(problem = %chain(problem), "the telemetry outbox failed and is opened anew");
+        self.trouble = Some(chain(problem));
+        if let Some(outbox) = self.outbox.take() {
+            // It may panic here as well.
+            let _ = tokio::task::spawn_blocking(move || drop(outbox)).await;
+        }
+    }
+
+    /// Shows what was lost.
+    fn tell(&self) {
+        let lost = self.unkept + self.outbox.as_ref().map_or(0, Outbox::dropped);
+        let mut texts = Vec::new();
+        if lost > 0 {
+            texts.push(format!(
+                "{lost} telemetry samples were lost before they were sent"
+            ));
+        }
+        if let Some(trouble) = &self.trouble {
+            texts.push(match self.outbox {
+                Some(_) => format!("the telemetry outbox failed: {trouble}"),
+                None => format!("no telemetry is kept, its outbox fails: {trouble}"),
+            });
+        }
+        self.workshop.board.warn("telemetry", texts);
+    }
+
     fn sample(&mut self) -> Result<(), OutboxError> {
         let models = match self.settings.level {
             TelemetryLevel::Metrics => self.workshop.engine.take_samples(),
             TelemetryLevel::Health | TelemetryLevel::Off => Vec::new(),
         };
         let device = self.resources.sample(self.workshop.state.root());
+        self.unkept += 1;
         // The reserve is for what must be written.
         if device.disk_free_bytes < self.workshop.reserve() {
             warn!("disk nearly full; telemetry sample not kept");
             return Ok(());
         }
-        self.outbox.push(&Sample {
-            sequence: self.outbox.next_sequence(),
+        let Some(outbox) = &mut self.outbox else {
+            return Ok(());
+        };
+        outbox.push(&Sample {
+            sequence: outbox.next_sequence(),
             at: clock(),
             interval_seconds: self.settings.interval_seconds,
             models,
             device,
-        })
+        })?;
+        self.unkept -= 1;
+        outbox.count_dropped(self.unkept)?;
+        self.unkept = 0;
+        Ok(())
     }
 
     /// Sends parcel after parcel while the broker takes them.
     async fn send(&mut self) -> Result<(), ReportError> {
-        while let Some(parcel) = self.outbox.parcel(self.parcel_samples, PARCEL_BYTES)? {
-            let message = self.message(&parcel)?;
-            match self.link.publish(&self.topic, message, false).await {
-                Ok(()) => self.outbox.arrived(&parcel)?,
+        while let Some(outbox) = &mut self.outbox
+            && let Some(parcel) = outbox.parcel(self.parcel_samples, PARCEL_BYTES)?
+        {
+            let dropped = outbox.dropped();
+            let message = self.message(&parcel, dropped)?;
+            let published = self.link.publish(&self.topic, message, false).await;
+            let Some(outbox) = &mut self.outbox else {
+                return Ok(());
+            };
+            match published {
+                Ok(()) => outbox.arrived(&parcel)?,
                 Err(LinkError::TooLarge { .. }) if parcel.samples.len() > 1 => {
                     self.parcel_samples = parcel.samples.len() / 2;
                 }
                 Err(problem @ LinkError::TooLarge { .. }) => {
                     // It would be in the way of all others for ever.
                     warn!(%problem, "telemetry sample discarded");
-                    self.outbox.discard(&parcel)?;
+                    outbox.discard(&parcel)?;
                 }
                 Err(LinkError::NotConnected | LinkError::Lost) => return Ok(()),
                 Err(problem) => return Err(problem.into()),
@@ -158,13 +214,13 @@ impl Reporter {
         Ok(())
     }
 
-    fn message(&self, parcel: &Parcel) -> Result<Vec<u8>, ReportError> {
+    fn message(&self, parcel: &Parcel, dropped: u64) -> Result<Vec<u8>, ReportError> {
         let batch = TelemetryBatch {
             format: FORMAT,
             device: self.identity.device.clone(),
             boot_id: self.workshop.board.boot_id().to_owned(),
             samples: parcel.samples.clone(),
-            dropped: self.outbox.dropped(),
+            dropped,
         };
         let payload = codec::encode("telemetry", &batch).map_err(SpeakError::from)?;
         let message = sealed(&self.identity, Purpose::Telemetry, payload)?;

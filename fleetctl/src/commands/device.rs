@@ -26,6 +26,7 @@ pub enum Verb {
     Enroll(Enroll),
     List(List),
     Show(Show),
+    AcceptHistory(AcceptHistory),
 }
 
 /// Certify a device's key and hand back what makes it a member
@@ -85,6 +86,32 @@ pub struct Show {
     json: bool,
 }
 
+/// Take what a device says next as its new beginning
+///
+/// fleetctl remembers how far each device has come: which boot, which status of it, how long its audit log is. A
+/// device whose state was lost or whose log was repaired seems to go back, and is not believed. When you have looked
+/// into it, this forgets what was heard of it before.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl device accept-history ct-1")]
+pub struct AcceptHistory {
+    device: DeviceId,
+}
+
+impl AcceptHistory {
+    fn run(self, operator: &Operator) -> Result<ExitCode> {
+        let mut memory = operator.home.memory()?;
+        let note = match memory.forget(&self.device) {
+            true => format!("what {} says next is its new beginning", self.device),
+            false => format!("nothing was heard of {} before", self.device),
+        };
+        memory.save()?;
+        operator.printer.note(&note);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
 impl Verb {
     pub async fn run(self, home: &Path, printer: &Printer) -> Result<ExitCode> {
         let operator = Operator::open(home, printer)?;
@@ -92,6 +119,7 @@ impl Verb {
             Self::Enroll(args) => args.run(&operator).await,
             Self::List(args) => args.run(&operator),
             Self::Show(args) => args.run(&operator).await,
+            Self::AcceptHistory(args) => args.run(&operator),
         }
     }
 }
@@ -253,10 +281,7 @@ impl Show {
                 )
             })?;
         let groups = operator.repository()?.groups_of(&device.id)?;
-        let (fleet, only) = (operator.home.fleet(), std::slice::from_ref(&device));
-        let reports = operator
-            .ask(async |link| statuses::fetch(link, fleet, only).await)
-            .await?;
+        let reports = statuses::hear(operator, std::slice::from_ref(&device)).await?;
         let report = reports
             .first()
             .context("the broker gave no answer about the device")?;

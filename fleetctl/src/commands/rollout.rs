@@ -168,9 +168,8 @@ pub async fn carry_out(
                     release: wish.release,
                 };
                 let time = Duration::from_secs(waiting.timeout + u64::from(wish.jitter_seconds));
-                outcomes = watch::follow(operator, Watch::new(wanted, devices), time)
-                    .await?
-                    .outcomes();
+                let watch = Watch::new(wanted, devices, operator.home.memory()?);
+                outcomes = watch::follow(operator, watch, time).await?.outcomes();
             }
         }
     }

@@ -19,7 +19,8 @@ use crate::statuses::{self, Heard, Report};
 ///
 /// One line per device and model: whether the device is connected, what serves, on which delegate, how far
 /// the version it was asked for has come, and the newest thing that went wrong. AGE is how long ago the
-/// device said so, by its own clock. Only statuses signed with the device's certified key are believed.
+/// device said so, by its own clock. Only statuses signed with the device's certified key are believed, and only
+/// if they are not older than what this operator has heard from it before.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -46,10 +47,7 @@ impl Args {
                     .is_some_and(|groups| groups.contains(group))
             });
         }
-        let fleet = operator.home.fleet();
-        let reports = operator
-            .ask(async |link| statuses::fetch(link, fleet, &devices).await)
-            .await?;
+        let reports = statuses::hear(&operator, &devices).await?;
         let groups = |report: &Report| membership.get(&report.device).cloned().unwrap_or_default();
         if self.json {
             let rows: Vec<_> = reports.iter().map(|r| to_json(r, &groups(r))).collect();
@@ -76,7 +74,7 @@ const HEAD: [&str; 9] = [
 pub fn to_json(report: &Report, groups: &BTreeSet<GroupName>) -> Value {
     let (status, problem) = match &report.status {
         Heard::Nothing => (None, None),
-        Heard::Forged(why) => (None, Some(why)),
+        Heard::NotBelieved(why) => (None, Some(why)),
         Heard::Status(status) => (Some(status), None),
     };
     json!({
@@ -111,14 +109,15 @@ fn lines(report: &Report, groups: &BTreeSet<GroupName>, now: i64) -> Vec<Vec<Str
     let empty = |age, note| vec![line([dash(), dash(), dash(), dash(), age, note])];
     match &report.status {
         Heard::Nothing => empty(dash(), "has not spoken yet".to_owned()),
-        Heard::Forged(why) => empty(dash(), format!("NOT BELIEVED: {}", plain(why))),
+        Heard::NotBelieved(why) => empty(dash(), format!("NOT BELIEVED: {}", plain(why))),
         Heard::Status(status) if status.models.is_empty() => {
-            empty(age(status, now), note(status, None))
+            empty(age(status, now), note(status, None, true))
         }
         Heard::Status(status) => status
             .models
             .iter()
-            .map(|model| {
+            .enumerate()
+            .map(|(row, model)| {
                 let active = model.active.as_ref();
                 line([
                     model.model.to_string(),
@@ -126,7 +125,7 @@ fn lines(report: &Report, groups: &BTreeSet<GroupName>, now: i64) -> Vec<Vec<Str
                     phase(model),
                     active.map_or_else(dash, |a| a.delegate.to_string()),
                     age(status, now),
-                    note(status, Some(model)),
+                    note(status, Some(model), row == 0),
                 ])
             })
             .collect(),
@@ -143,7 +142,8 @@ fn phase(model: &ModelStatus) -> String {
     }
 }
 
-fn note(status: &Status, model: Option<&ModelStatus>) -> String {
+/// What a line says at its end; what concerns the whole device only `first`.
+fn note(status: &Status, model: Option<&ModelStatus>, first: bool) -> String {
     let mut notes = Vec::new();
     if status.stale {
         notes.push("STALE: takes nothing new until the metadata is refreshed".to_owned());
@@ -151,6 +151,8 @@ fn note(status: &Status, model: Option<&ModelStatus>) -> String {
     if status.sandbox != "enforced" {
         notes.push(format!("SANDBOX: {}", plain(&status.sandbox)));
     }
+    let warnings = status.warnings.iter().filter(|_| first);
+    notes.extend(warnings.map(|text| format!("WARNING: {}", plain(text))));
     let reason = model.and_then(|m| m.reason.as_deref());
     if let Some(text) = reason.or(status.last_error.as_deref()) {
         notes.push(plain(text));
@@ -192,7 +194,7 @@ pub fn details(report: &Report) -> Vec<Vec<String>> {
             row("status", "has not spoken yet".to_owned());
             return rows;
         }
-        Heard::Forged(why) => {
+        Heard::NotBelieved(why) => {
             row("status", format!("NOT BELIEVED: {}", plain(why)));
             return rows;
         }
@@ -254,6 +256,9 @@ pub fn details(report: &Report) -> Vec<Vec<String>> {
     }
     if let Some(error) = &status.last_error {
         row("last error", plain(error));
+    }
+    for warning in &status.warnings {
+        row("warning", plain(warning));
     }
     rows
 }

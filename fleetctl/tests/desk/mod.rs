@@ -270,6 +270,7 @@ impl Device {
             audit_head: Digest::of(b""),
             disk_free_bytes: 1 << 30,
             last_error: None,
+            warnings: Vec::new(),
         }
     }
 

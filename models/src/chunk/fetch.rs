@@ -27,7 +27,7 @@ pub async fn fetch_metadata(
     let bytes = decompress(&head, MAX_CHUNK_BYTES).map_err(damaged)?;
     let bytes = if bytes.starts_with(MARK) {
         let list = List::parse(&bytes).map_err(damaged)?;
-        let chunks = follow(source, list).await?;
+        let chunks = follow(source, list, limit).await?;
         gather(source, file.as_str(), &chunks, limit).await?
     } else {
         bytes
@@ -54,7 +54,7 @@ pub async fn list_chunks(
     length: u64,
 ) -> Result<Vec<ChunkRef>, ChunkError> {
     let list = parse_list(top, &fetch_chunk(source, top).await?)?;
-    let chunks = follow(source, list).await?;
+    let chunks = follow(source, list, length).await?;
     check_total(top, &chunks, length)?;
     Ok(chunks)
 }
@@ -69,7 +69,7 @@ pub async fn list_digests(
     let mut list = parse_list(top, &fetch_chunk(source, top).await?)?;
     digests.extend(list.chunks.iter().map(|chunk| chunk.sha256));
     while list.level > 1 {
-        list = step(source, &list).await?;
+        list = step(source, &list, length).await?;
         digests.extend(list.chunks.iter().map(|chunk| chunk.sha256));
     }
     check_total(top, &list.chunks, length)?;
@@ -94,21 +94,27 @@ fn check_total(top: &ChunkRef, chunks: &[ChunkRef], length: u64) -> Result<(), C
     Ok(())
 }
 
-/// Follows lists of lists down to the document's own pieces.
-async fn follow(source: &dyn Source, mut list: List) -> Result<Vec<ChunkRef>, ChunkError> {
+/// Follows lists of lists down to the pieces of a document of at most `length` bytes.
+async fn follow(
+    source: &dyn Source,
+    mut list: List,
+    length: u64,
+) -> Result<Vec<ChunkRef>, ChunkError> {
     while list.level > 1 {
-        list = step(source, &list).await?;
+        list = step(source, &list, length).await?;
     }
     Ok(list.chunks)
 }
 
-/// From a list of lists to the list that it makes up.
-async fn step(source: &dyn Source, list: &List) -> Result<List, ChunkError> {
+/// From a list of lists to the list that it makes up, on the way to a document of at most `length` bytes.
+async fn step(source: &dyn Source, list: &List, length: u64) -> Result<List, ChunkError> {
     let damaged = |problem| ChunkError::Damaged {
         digest: list.chunks[0].sha256,
         problem,
     };
-    let bytes = gather(source, "a list of chunks", &list.chunks, MAX_LIST_BYTES).await?;
+    // Nobody has signed a list of metadata: no more of it is fetched than the document can need.
+    let most = list::longest(length / MIN_PIECE as u64 + 1).min(MAX_LIST_BYTES);
+    let bytes = gather(source, "a list of chunks", &list.chunks, most).await?;
     let next = List::parse(&bytes).map_err(damaged)?;
     if next.level != list.level - 1 {
         return Err(damaged(format!(

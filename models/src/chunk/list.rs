@@ -73,6 +73,13 @@ impl List {
     }
 }
 
+/// The most bytes that a list of so many pieces takes: a digest in hexadecimal, a length and their punctuation each.
+pub fn longest(pieces: u64) -> u64 {
+    const HEAD: u64 = 64;
+    const ENTRY: u64 = 64 + 16;
+    HEAD + pieces.saturating_mul(ENTRY)
+}
+
 /// The length of what `chunks` make up.
 pub fn total(chunks: &[ChunkRef]) -> u64 {
     chunks.iter().map(|c| u64::from(c.length)).sum()

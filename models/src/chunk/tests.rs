@@ -210,9 +210,15 @@ fn a_list_that_skips_a_level_or_claims_terabytes_is_refused() {
     }
     .to_json();
     let crumbs = put(&mut source, &crumbs);
-    let error = wait(list_chunks(&source, &crumbs, 4)).expect_err("pieces");
+    let error = wait(list_chunks(&source, &crumbs, 1 << 20)).expect_err("pieces");
     assert!(
         matches!(error, ChunkError::TooManyPieces { pieces: 700, .. }),
+        "{error}"
+    );
+    // A document of four bytes needs no list of seven hundred.
+    let error = wait(list_chunks(&source, &crumbs, 4)).expect_err("size");
+    assert!(
+        matches!(error, ChunkError::TooLarge { limit: 144, .. }),
         "{error}"
     );
 }

@@ -46,6 +46,10 @@ pub struct Status {
     /// The newest thing that went wrong, in words for an operator.
     #[serde(default)]
     pub last_error: Option<String>,
+    /// What an operator should look at although the device serves: topics that the broker denies it, telemetry
+    /// that was lost, a certificate that is about to end.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// The desired state a device last applied for one of its groups.

@@ -138,6 +138,10 @@ impl Repository {
         self.read_metadata(&format!("{}.root.json", self.chain.root.signed.version))
     }
 
+    pub fn root_version(&self) -> u64 {
+        self.chain.root.signed.version.get()
+    }
+
     pub fn timestamp_version(&self) -> u64 {
         self.chain.timestamp.signed.version.get()
     }

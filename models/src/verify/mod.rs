@@ -54,7 +54,10 @@ pub enum VerifyError {
     #[error("{file} is refused: {problem}")]
     Refused { file: String, problem: String },
     /// Not an attack that can be told from an empty broker: nothing was offered.
-    #[error("{file} is not there: republish the repository with `fleetctl sync`")]
+    #[error(
+        "{file} is not there, or this device may not read it: republish the repository with `fleetctl sync`, \
+         and look at the broker's access list"
+    )]
     Missing { file: FileName },
     #[error(transparent)]
     Chunk(#[from] ChunkError),
@@ -63,6 +66,28 @@ pub enum VerifyError {
 }
 
 impl VerifyError {
+    /// What was refused, in one of a few words: for counting, where the text may differ each time.
+    pub fn class(&self) -> &'static str {
+        const ROLES: [(&str, &str); 6] = [
+            ("root.json", "root"),
+            ("timestamp.json", "timestamp"),
+            ("snapshot.json", "snapshot"),
+            ("targets.json", "targets"),
+            ("releases.json", "releases"),
+            ("rollouts.json", "rollouts"),
+        ];
+        match self {
+            Self::TrustUnreadable { .. } | Self::TrustExists { .. } => "trust",
+            Self::Refused { file, .. } => ROLES
+                .iter()
+                .find(|(end, _)| file.ends_with(end))
+                .map_or("content", |(_, role)| role),
+            Self::Missing { .. } => "missing",
+            Self::Chunk(_) => "carrier",
+            Self::Durable(_) => "disk",
+        }
+    }
+
     fn refused(file: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Refused {
             file: file.into(),

@@ -6,8 +6,9 @@
 //! connection was lost. A reason code that is not success is an error that names the topic.
 //!
 //! `session` brings connections up and ends them, `connection` is one of them in use, `settings` what
-//! it is made of, `poison` remembers topics that broke one.
+//! it is made of, `poison` remembers topics that broke one, `refusals` what the broker does not permit.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,10 +17,12 @@ use tokio::sync::watch;
 
 use connection::Connection;
 use poison::Poisoned;
+use refusals::{Refusals, Request};
 pub use settings::{Presence, Settings};
 
 mod connection;
 mod poison;
+mod refusals;
 mod session;
 mod settings;
 
@@ -66,6 +69,7 @@ struct Shared {
     sessions: watch::Sender<u64>,
     state: watch::Sender<LinkState>,
     poisoned: Poisoned,
+    refusals: Refusals,
 }
 
 /// For people.
@@ -87,6 +91,7 @@ impl Link {
                 sessions: watch::Sender::new(0),
                 state: watch::Sender::new(LinkState::Connecting),
                 poisoned: Poisoned::default(),
+                refusals: Refusals::default(),
             }),
         }
     }
@@ -113,6 +118,15 @@ impl Link {
         self.shared.state.subscribe()
     }
 
+    /// What the broker refuses this device on this connection, in words; wakes when that changes.
+    pub async fn refused(&self, known: &[String]) -> Vec<String> {
+        let mut refusals = self.shared.refusals.subscribe();
+        let texts = |all: &BTreeMap<_, String>| all.values().cloned().collect::<Vec<_>>();
+        let changed = refusals.wait_for(|all| texts(all) != known).await;
+        // The sender lives as long as this link.
+        changed.map_or_else(|_| Vec::new(), |all| texts(&all))
+    }
+
     /// Publishes at QoS 1 and waits for the broker's acknowledgement.
     pub async fn publish(
         &self,
@@ -121,7 +135,9 @@ impl Link {
         retain: bool,
     ) -> Result<(), LinkError> {
         let connection = self.connection()?;
-        connection.publish(topic, payload, retain).await
+        let published = connection.publish(topic, payload, retain).await;
+        let refusals = &self.shared.refusals;
+        refusals.noted(Request::Publish, topic, published)
     }
 
     /// The retained message of one topic. `None` after the broker confirmed the subscription and then kept
@@ -137,9 +153,10 @@ impl Link {
             return Ok(Some(newest));
         }
         let fetch = connection.retained(topic, quiet, standing);
-        tokio::time::timeout(OPERATION_TIMEOUT, fetch)
+        let fetched = tokio::time::timeout(OPERATION_TIMEOUT, fetch)
             .await
-            .map_err(|_| LinkError::Timeout(topic.to_owned()))?
+            .map_err(|_| LinkError::Timeout(topic.to_owned()))?;
+        self.shared.refusals.noted(Request::Read, topic, fetched)
     }
 
     fn connection(&self) -> Result<Arc<Connection>, LinkError> {

@@ -10,8 +10,10 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::connection::Connection;
+use super::refusals::Request;
 use super::{Link, LinkError, LinkState, OPERATIONS, Settings, Shared};
 use crate::fleet::abort::AbortOnDrop;
+use crate::fleet::pause;
 
 /// A request and its unsubscribe each, and the goodbye.
 const CHANNEL_CAPACITY: usize = 3 * OPERATIONS;
@@ -36,7 +38,7 @@ impl Link {
             if was_ready && began.elapsed() > GOOD_CONNECTION {
                 failures = 0;
             }
-            let pause = pause(failures);
+            let pause = reconnect_pause(failures);
             failures += 1;
             warn!(%reason, retry_in_ms = pause.as_millis() as u64, "no connection to the broker");
             self.shared.state.send_replace(LinkState::Lost(reason));
@@ -71,6 +73,7 @@ impl Link {
                         *newest = None;
                         false
                     });
+                    shared.refusals.forget();
                     shared.current.send_replace(Some(connection.clone()));
                     shared.state.send_replace(LinkState::Connected);
                     let greet = greet(shared.clone(), connection.clone(), session);
@@ -166,27 +169,48 @@ async fn poll(
     }
 }
 
-/// What every connection begins with: presence and the standing subscription.
+/// What every connection begins with: presence and the standing subscription. What is refused is asked for again:
+/// it may be permitted without a new connection.
 async fn greet(shared: Arc<Shared>, connection: Arc<Connection>, session: u64) {
     let settings = &shared.settings;
     info!(broker = %settings.host, port = settings.port, session, "connected to the broker");
-    let birth = (settings.presence.born)(session);
-    let born = connection
-        .publish(&settings.presence_topic, birth, true)
-        .await;
-    let subscribed = if shared.poisoned.contains(&settings.standing_topic) {
-        Err(LinkError::Poisoned(settings.standing_topic.clone()))
-    } else {
-        connection.subscribe(&settings.standing_topic).await
-    };
-    // Neither ends the connection: what else is permitted still works.
-    for problem in [born, subscribed].into_iter().filter_map(Result::err) {
+    let (mut born, mut subscribed) = (false, false);
+    for attempt in 1.. {
+        if !born {
+            let topic = &settings.presence_topic;
+            let birth = (settings.presence.born)(session);
+            let published = connection.publish(topic, birth, true).await;
+            born = greeted(shared.refusals.noted(Request::Publish, topic, published));
+        }
+        if !subscribed {
+            let topic = &settings.standing_topic;
+            subscribed = if shared.poisoned.contains(topic) {
+                greeted(Err(LinkError::Poisoned(topic.clone())))
+            } else {
+                let answer = connection.subscribe(topic).await;
+                greeted(shared.refusals.noted(Request::Read, topic, answer))
+            };
+        }
+        // Neither holds the others up: what else is permitted works.
+        if attempt == 1 {
+            shared.sessions.send_modify(|count| *count += 1);
+        }
+        if born && subscribed {
+            return;
+        }
+        tokio::time::sleep(pause::after(attempt).min(LONGEST_PAUSE)).await;
+    }
+}
+
+fn greeted(outcome: Result<(), LinkError>) -> bool {
+    if let Err(problem) = &outcome {
         error!(%problem, "greeting the broker failed");
     }
-    shared.sessions.send_modify(|count| *count += 1);
+    outcome.is_ok()
 }
+
 /// Exponential, with jitter: a thousand devices that lost one broker come back spread out.
-fn pause(failures: u32) -> Duration {
+fn reconnect_pause(failures: u32) -> Duration {
     let longest = (FIRST_PAUSE * 2u32.saturating_pow(failures.min(10))).min(LONGEST_PAUSE);
     longest.mul_f64(rand::random_range(0.5..1.0))
 }
@@ -197,11 +221,11 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_a_bound_and_differ() {
-        assert!(pause(0) <= FIRST_PAUSE);
+        assert!(reconnect_pause(0) <= FIRST_PAUSE);
         for failures in [9, 50, u32::MAX] {
-            let pause = pause(failures);
+            let pause = reconnect_pause(failures);
             assert!(pause > LONGEST_PAUSE / 3 && pause <= LONGEST_PAUSE);
         }
-        assert_ne!(pause(9), pause(9));
+        assert_ne!(reconnect_pause(9), reconnect_pause(9));
     }
 }

@@ -50,12 +50,11 @@ impl Reconciler {
             answer(Some(request.progress), ImportOutcome::Failed, vec![line]);
             return;
         }
-        self.waiting_looks.push_back(LookRequest {
+        self.look_first(LookRequest {
             source: request.source,
             timestamp: None,
             import: Some(request.progress),
         });
-        self.next_look();
     }
 
     /// An import is over when nothing works towards its wishes any more.

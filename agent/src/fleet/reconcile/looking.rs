@@ -1,7 +1,8 @@
 //! Looking at repositories: when, at which, and what is said of what was found there.
 //!
-//! One look at a time; of the broker's timestamps only the newest one matters. A look that failed is repeated
-//! after a growing pause.
+//! One look at a time; of the broker's timestamps only the newest one matters, and however many it shows, they
+//! are looked at no faster than [`Pace`](super::pace::Pace) allows. A look that failed is repeated after a growing
+//! pause. A person who holds a directory out goes first: a look at the broker gives way and begins anew later.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,9 +15,10 @@ use serde_json::json;
 use tracing::{error, info, warn};
 
 use super::import::{ImportEvent, ImportOutcome, answer};
-use super::{LookRequest, Membership, Reconciler, pause_after};
+use super::{LookRequest, Membership, Reconciler};
 use crate::fleet::board::chain;
 use crate::fleet::goal::{self, Goal, Looked};
+use crate::fleet::pause;
 
 impl Reconciler {
     pub(super) fn heard(&mut self, remote: Option<&Arc<dyn Source>>, payload: Option<Bytes>) {
@@ -24,16 +26,42 @@ impl Reconciler {
             return;
         };
         let digest = Digest::of(&payload);
+        self.heard = Some(digest);
         if self.seen == Some(digest) {
             return;
         }
+        let now = Instant::now();
+        let wait = self.pace.wait(now);
+        if !wait.is_zero() {
+            let due = now + wait;
+            self.look_at = Some(self.look_at.map_or(due, |at| at.min(due)));
+            return;
+        }
+        self.pace.look(now, self.look_failures);
         // Only the newest of what waits matters.
         self.waiting_looks.retain(|look| look.import.is_some());
+        self.look_at_broker(source);
+    }
+
+    fn look_at_broker(&mut self, source: &Arc<dyn Source>) {
         self.waiting_looks.push_back(LookRequest {
             source: source.clone(),
-            timestamp: Some(digest),
+            timestamp: self.heard,
             import: None,
         });
+        self.next_look();
+    }
+
+    /// A look that a person waits for goes before those that nobody asked for.
+    pub(super) fn look_first(&mut self, request: LookRequest) {
+        let imports = self.waiting_looks.iter().filter(|l| l.import.is_some());
+        self.waiting_looks.insert(imports.count(), request);
+        if let Some((task, under_way)) = &self.looking
+            && under_way.import.is_none()
+        {
+            // `looked` takes it up again.
+            task.abort();
+        }
         self.next_look();
     }
 
@@ -43,12 +71,7 @@ impl Reconciler {
         let waiting = self.looking.is_some() || !self.waiting_looks.is_empty();
         let connected = self.workshop.board.facts().connected;
         if let (Some(source), true, false) = (remote, connected, waiting) {
-            self.waiting_looks.push_back(LookRequest {
-                source: source.clone(),
-                timestamp: None,
-                import: None,
-            });
-            self.next_look();
+            self.look_at_broker(source);
         }
     }
 
@@ -126,6 +149,7 @@ impl Reconciler {
                 answer(request.import, ImportOutcome::Older, vec![line]);
             }
             Ok(Err(error)) => self.look_failed(error, request),
+            Err(gave_way) if gave_way.is_cancelled() => self.waiting_looks.push_back(request),
             Err(join_error) => {
                 error!(%join_error, "a look at the repository ended early");
                 let line = "an internal error ended the import; see the agent's log".to_owned();
@@ -139,7 +163,7 @@ impl Reconciler {
     fn look_failed(&mut self, error: VerifyError, request: LookRequest) {
         if request.import.is_none() {
             self.look_failures += 1;
-            self.look_at = Some(Instant::now() + pause_after(self.look_failures));
+            self.look_at = Some(Instant::now() + pause::after(self.look_failures));
         }
         let text = chain(&error);
         // A broker that lost everything, or somebody who hides it, is no reason to cry wolf.
@@ -150,15 +174,19 @@ impl Reconciler {
                 | VerifyError::Durable(_)
                 | VerifyError::Chunk(ChunkError::Source(_) | ChunkError::Missing(_))
         );
-        let known = self.workshop.board.facts().last_error.as_ref() == Some(&text);
         if trouble {
             warn!(problem = %text, "repository could not be read");
         } else {
             warn!(problem = %text, "repository refused; what is installed serves on");
-            // The same refusal again and again (each reconnect) would only fill the log.
-            if !known {
-                self.workshop
-                    .note("metadata-refused", json!({"reason": text}));
+            let class = error.class();
+            // Whatever a person brings is recorded; what the broker can repeat without end is counted.
+            let times = match request.import {
+                Some(_) => Some(1),
+                None => self.refusals.count(class, Instant::now()),
+            };
+            if let Some(times) = times {
+                let fields = json!({"class": class, "times": times, "reason": text});
+                self.workshop.note("metadata-refused", fields);
             }
         }
         self.workshop.board.error(text.clone());

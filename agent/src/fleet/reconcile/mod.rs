@@ -22,19 +22,18 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use super::goal::{Goal, Looked};
 use super::identity::TrustedClock;
 use super::job::{FaultKind, JobError, Ready, Workshop};
+use super::pause;
 use super::state::{Applied, ModelRecord};
 use crate::serving::EngineEvent;
 pub use import::{ImportEvent, ImportOutcome, ImportRequest};
+use pace::{Pace, Refusals};
 
 mod committing;
 mod failures;
 mod import;
 mod looking;
+mod pace;
 mod steering;
-
-/// First pause after a failure; doubled by each further one.
-const FIRST_PAUSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
 /// What the reconciler listens to.
 pub struct Wires {
@@ -73,8 +72,11 @@ pub struct Reconciler {
     reloads: HashMap<ModelName, Attempt>,
     looking: Option<(JoinHandle<Result<Looked, VerifyError>>, LookRequest)>,
     waiting_looks: VecDeque<LookRequest>,
-    /// The timestamp of the last look that succeeded.
+    /// The newest timestamp that the broker showed, and that of the last look that succeeded.
+    heard: Option<Digest>,
     seen: Option<Digest>,
+    pace: Pace,
+    refusals: Refusals,
     /// After a look that failed: how many have by now, and when the next one is due.
     look_failures: u32,
     look_at: Option<Instant>,
@@ -84,6 +86,8 @@ pub struct Reconciler {
 struct Running {
     abort: AbortHandle,
     kind: Kind,
+    /// Fetches from a directory that somebody holds out.
+    local: bool,
     version: Version,
     rollout: Option<RolloutId>,
 }
@@ -120,7 +124,7 @@ impl Attempt {
             version,
             rollout,
             failures,
-            again: Instant::now() + pause_after(failures),
+            again: Instant::now() + pause::after(failures),
             error,
         }
     }
@@ -148,7 +152,7 @@ impl Reconciler {
                     version: active.version.clone(),
                     rollout: active.rollout.clone(),
                     failures: 1,
-                    again: Instant::now() + FIRST_PAUSE,
+                    again: Instant::now() + pause::FIRST,
                     error,
                 };
                 Some((model, attempt))
@@ -167,7 +171,10 @@ impl Reconciler {
             reloads,
             looking: None,
             waiting_looks: VecDeque::new(),
+            heard: None,
             seen: None,
+            pace: Pace::new(Instant::now()),
+            refusals: Refusals::default(),
             look_failures: 0,
             look_at: None,
             import: None,
@@ -245,12 +252,4 @@ impl Reconciler {
         }
         self.steer();
     }
-}
-
-/// Grows with each failure; spread, so that a whole fleet does not come back in step.
-fn pause_after(failures: u32) -> Duration {
-    let pause = FIRST_PAUSE * 2u32.saturating_pow(failures.clamp(1, 10) - 1);
-    pause
-        .min(LONGEST_PAUSE)
-        .mul_f64(rand::random_range(0.8..1.2))
 }

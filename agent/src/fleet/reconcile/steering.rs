@@ -11,10 +11,11 @@ use edgeward_models::{ModelName, Version};
 use serde_json::json;
 use tracing::{info, warn};
 
-use super::{Kind, LONGEST_PAUSE, Reconciler, Running};
+use super::{Kind, Reconciler, Running};
 use crate::fleet::board::chain;
 use crate::fleet::goal::{self, Goal, Target};
 use crate::fleet::job::{JobError, Ready};
+use crate::fleet::pause;
 use crate::fleet::state::{ModelRecord, Pointer};
 
 impl Reconciler {
@@ -30,7 +31,7 @@ impl Reconciler {
         let now = Instant::now();
         for (model, attempt) in &mut self.attempts {
             if attempt.again <= now && !self.running.contains_key(model) {
-                attempt.again = now + LONGEST_PAUSE;
+                attempt.again = now + pause::LONGEST;
             }
         }
     }
@@ -71,7 +72,10 @@ impl Reconciler {
             return;
         }
         if let Some(running) = self.running.get(model) {
-            let same = running.version == version && running.rollout == rollout;
+            // What a directory holds out need not wait for a broker.
+            let same = running.version == version
+                && running.rollout == rollout
+                && (running.local || !goal.local);
             if same || running.kind == Kind::PutBack {
                 return;
             }
@@ -200,9 +204,11 @@ impl Reconciler {
         job: impl Future<Output = Result<Ready, JobError>> + Send + 'static,
     ) {
         let abort = self.jobs.spawn(job);
+        let local = self.goal.as_ref().is_some_and(|goal| goal.local);
         let running = Running {
             abort,
             kind,
+            local,
             version,
             rollout,
         };

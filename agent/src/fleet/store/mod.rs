@@ -79,6 +79,12 @@ impl Store {
         self.sentinel.dropped
     }
 
+    /// Counts records that could not even be kept.
+    pub fn count_dropped(&mut self, records: u64) -> Result<(), StoreError> {
+        self.sentinel.dropped += records;
+        self.sentinel.write(&self.directory)
+    }
+
     /// Appends and makes durable.
     pub fn append(&mut self, value: &[u8]) -> Result<u64, StoreError> {
         let key = self.sentinel.next_key;

@@ -52,10 +52,10 @@ fn a_refused_version_shows_beside_the_one_that_serves_on() {
 
 #[test]
 fn a_forged_status_is_named_so_and_not_shown() {
-    let text = shown(Heard::Forged("no signature".to_owned()));
+    let text = shown(Heard::NotBelieved("no signature".to_owned()));
     assert!(text.contains("NOT BELIEVED: no signature"), "{text}");
     let value = to_json(
-        &report(Heard::Forged("no signature".to_owned())),
+        &report(Heard::NotBelieved("no signature".to_owned())),
         &BTreeSet::new(),
     );
     assert_eq!(value["verified"], false);
