@@ -14,8 +14,8 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::digest::Digest;
 use crate::manifest::{
-    FileEntry, GoldenTensor, GoldenVector, GoldenVectors, MANIFEST_FILE, MAX_MANIFEST_BYTES,
-    Manifest, TensorSpec,
+    Datatype, FileEntry, GoldenTensor, GoldenVector, GoldenVectors, MANIFEST_FILE,
+    MAX_MANIFEST_BYTES, Manifest, TensorSpec,
 };
 use crate::name::FileName;
 
@@ -242,23 +242,33 @@ fn tensors_problem(
         let Some(spec) = specs.iter().find(|s| s.name == *name) else {
             return Some(format!("the signature has no {kind} {name:?}"));
         };
+        let any_rank = kind == "output" && spec.shape.is_empty();
         let fits = spec.shape.len() == tensor.shape.len()
             && spec
                 .shape
                 .iter()
                 .zip(&tensor.shape)
                 .all(|(&wanted, &given)| wanted == -1 || u64::try_from(wanted) == Ok(given));
-        if !fits {
+        if !fits && !any_rank {
             return Some(format!(
                 "{kind} {name:?} has the shape {:?}; {:?} is expected",
                 tensor.shape, spec.shape
             ));
         }
-        let elements = tensor.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
-        if elements != Some(tensor.data.len() as u64) {
+        let (field, values, other) = match spec.datatype {
+            Datatype::Bytes => ("strings", tensor.strings.len(), tensor.data.len()),
+            _ => ("data", tensor.data.len(), tensor.strings.len()),
+        };
+        if other > 0 {
             return Some(format!(
-                "{kind} {name:?} has {} values, which its shape {:?} does not",
-                tensor.data.len(),
+                "{kind} {name:?} is {}: its values belong into {field:?}",
+                spec.datatype.name()
+            ));
+        }
+        let elements = tensor.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
+        if elements != Some(values as u64) {
+            return Some(format!(
+                "{kind} {name:?} has {values} values in {field:?}, which its shape {:?} does not",
                 tensor.shape
             ));
         }

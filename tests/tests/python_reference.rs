@@ -149,6 +149,7 @@ fn golden(signature: &Signature, reference: &Reference) -> Vec<u8> {
     let tensor = |t: &Tensor| GoldenTensor {
         shape: t.shape.clone(),
         data: t.values(),
+        ..GoldenTensor::default()
     };
     let (input, output) = (&signature.inputs[0].name, &signature.outputs[0].name);
     let vector = GoldenVector {

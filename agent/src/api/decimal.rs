@@ -118,7 +118,7 @@ const POWERS: [f64; 23] = [
 
 /// The nearest FP32, halves to even, like the standard library's parser but faster.
 #[inline(always)]
-pub fn float32(text: &[u8], start: usize) -> Result<([u8; 4], usize), Wrong> {
+pub fn float32(text: &[u8], start: usize) -> Result<(f32, usize), Wrong> {
     /// The nearest doubles to 10^0, 10^-1, …
     const FRACTIONS: [f64; 23] = [
         1e-0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13,
@@ -144,19 +144,19 @@ pub fn float32(text: &[u8], start: usize) -> Result<([u8; 4], usize), Wrong> {
         if (safe && normal) || value == 0.0 {
             let value = value as f32;
             let value = if decimal.negative { -value } else { value };
-            return Ok((value.to_le_bytes(), decimal.end));
+            return Ok((value, decimal.end));
         }
     }
     let value: f32 = exact(text, start, decimal.end)?;
     if value.is_finite() {
-        Ok((value.to_le_bytes(), decimal.end))
+        Ok((value, decimal.end))
     } else {
         Err(Wrong::Range)
     }
 }
 
 #[inline(always)]
-pub fn float64(text: &[u8], start: usize) -> Result<([u8; 8], usize), Wrong> {
+pub fn float64(text: &[u8], start: usize) -> Result<(f64, usize), Wrong> {
     let decimal = decimal(text, start)?;
     // A mantissa of 53 bits and an exact power: one rounding, hence the nearest double.
     if !decimal.inexact
@@ -170,11 +170,11 @@ pub fn float64(text: &[u8], start: usize) -> Result<([u8; 8], usize), Wrong> {
             value * power
         };
         let value = if decimal.negative { -value } else { value };
-        return Ok((value.to_le_bytes(), decimal.end));
+        return Ok((value, decimal.end));
     }
     let value: f64 = exact(text, start, decimal.end)?;
     if value.is_finite() {
-        Ok((value.to_le_bytes(), decimal.end))
+        Ok((value, decimal.end))
     } else {
         Err(Wrong::Range)
     }
@@ -183,11 +183,11 @@ pub fn float64(text: &[u8], start: usize) -> Result<([u8; 8], usize), Wrong> {
 /// The nearest FP16 to the nearest double: the double has so many more bits that only a text within 2^-53 of the
 /// middle between two FP16 could be rounded to the other one.
 #[inline(always)]
-pub fn float16(text: &[u8], start: usize) -> Result<([u8; 2], usize), Wrong> {
+pub fn float16(text: &[u8], start: usize) -> Result<(half::f16, usize), Wrong> {
     let (wide, end) = float64(text, start)?;
-    let value = half::f16::from_f64(f64::from_le_bytes(wide));
+    let value = half::f16::from_f64(wide);
     if value.is_finite() {
-        Ok((value.to_bits().to_le_bytes(), end))
+        Ok((value, end))
     } else {
         Err(Wrong::Range)
     }

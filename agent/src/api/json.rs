@@ -163,33 +163,12 @@ impl<'a> Reader<'a> {
     }
 
     pub fn string(&mut self, what: &str) -> Result<Cow<'a, str>, JsonError> {
-        self.take(b'"', what)?;
-        let start = self.at;
-        let mut escaped = false;
-        loop {
-            match self.text.get(self.at) {
-                Some(b'"') => break,
-                Some(b'\\') => {
-                    escaped = true;
-                    self.at += 2;
-                }
-                Some(0..0x20) => return Err(self.error("a control character in a string")),
-                Some(_) => self.at += 1,
-                None => return Err(self.error("a string does not end")),
-            }
+        if self.peek() != Some(b'"') {
+            return Err(self.error(format!("expected {what}")));
         }
-        let end = self.at;
-        self.at += 1;
-        if escaped {
-            // Escapes are rare in names: let the library decode them.
-            let quoted = &self.text[start - 1..=end];
-            return serde_json::from_slice(quoted)
-                .map(Cow::Owned)
-                .map_err(|_| self.error("a string with a wrong escape"));
-        }
-        std::str::from_utf8(&self.text[start..end])
-            .map(Cow::Borrowed)
-            .map_err(|_| self.error("a string that is not UTF-8"))
+        let (string, end) = string_at(self.text, self.at)?;
+        self.at = end;
+        Ok(string)
     }
 
     /// A non-negative integer.
@@ -276,6 +255,43 @@ impl<'a> Reader<'a> {
             }
         }
     }
+}
+
+/// The string that begins with the quotation mark at an offset, and where what follows begins.
+pub fn string_at(text: &[u8], start: usize) -> Result<(Cow<'_, str>, usize), JsonError> {
+    let error = |at, what: &str| JsonError {
+        at,
+        what: what.to_owned(),
+    };
+    if text.get(start) != Some(&b'"') {
+        return Err(error(start, "expected a string"));
+    }
+    let mut escaped = false;
+    let mut at = start + 1;
+    loop {
+        match text.get(at) {
+            Some(b'"') => break,
+            Some(b'\\') => {
+                escaped = true;
+                at += 2;
+            }
+            Some(0..0x20) => return Err(error(at, "a control character in a string")),
+            Some(_) => at += 1,
+            None => return Err(error(at, "a string does not end")),
+        }
+    }
+    let end = at + 1;
+    let string = if escaped {
+        // Escapes are rare: let the library decode them.
+        serde_json::from_slice(&text[start..end])
+            .map(Cow::Owned)
+            .map_err(|_| error(end, "a string with a wrong escape"))
+    } else {
+        std::str::from_utf8(&text[start + 1..at])
+            .map(Cow::Borrowed)
+            .map_err(|_| error(end, "a string that is not UTF-8"))
+    };
+    string.map(|string| (string, end))
 }
 
 /// Keys of one object. Generous, and a bound on the work of finding doubles.

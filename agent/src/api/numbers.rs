@@ -1,25 +1,30 @@
 //! Tensor data as JSON: text into a slot's memory, a slot's memory into text.
 //!
-//! What a number means here, in both directions:
+//! What a value means here, in both directions:
 //!
 //! | datatype | JSON |
 //! |---|---|
-//! | FP32, FP64 | any JSON number (RFC 8259), read as the nearest value, halves to even, `-0` with its sign; too small for the datatype is 0, too large is refused. Written as the shortest text that reads back as the same value |
+//! | FP16, FP32, FP64 | any JSON number (RFC 8259), read as the nearest value, halves to even, `-0` with its sign; too small for the datatype is 0, too large is refused. Written as the shortest text that reads back as the same value |
 //! | INT8 … UINT64 | a JSON number without fraction and exponent, exact in all 64 bits: it is never a float on the way. Outside of the datatype's range is refused |
 //! | BOOL | `true` or `false`, no numbers |
-//! | NaN, infinities | none: JSON has no word for them, and a reader that invents one cannot be read by others. As input they are refused (400), an output that holds one is not written ([`NotFinite`], 422). The binary form carries every bit |
+//! | BYTES | a JSON string, which stands for its bytes in UTF-8 |
+//! | NaN, infinities, bytes that are not UTF-8 | none: JSON has no word for them, and a reader that invents one cannot be read by others. As input they are refused (400), an output that holds one is not written ([`NoJson`], 422). The binary form carries every bit |
 //!
 //! Anything that is not JSON (`01`, `+1`, `.5`, `1.`, `0x1`, `NaN`, `1_000`) is refused, however long or large it
 //! is. Errors name the element by its index and never repeat a value: values are the caller's data and errors
 //! are logged.
 //!
 //! [`read`] parses `data` (flat or nested, row-major) straight into the bytes that the model will read: no
-//! list of numbers is built in between, and nothing outside `out` is written.
+//! list of numbers is built in between, and nothing outside `out` is written. How long strings are is known only
+//! when they are read: [`read_strings`] gives them in the form of [`crate::strings`].
 
 use edgeward_models::manifest::Datatype;
 use half::f16;
 
 use super::decimal::{Wrong, float16, float32, float64, integer};
+use super::json;
+use crate::element::{Element, Truth, with_element};
+use crate::strings;
 
 /// The deepest nesting of `data`: twice what any shape has.
 const MAX_DEPTH: usize = 16;
@@ -45,94 +50,167 @@ pub enum DataError {
     Form { element: usize, what: &'static str },
     #[error("data is nested deeper than {MAX_DEPTH}")]
     Depth,
-    #[error("{0} has no JSON form here: send it as binary data")]
-    NoJsonForm(&'static str),
 }
 
 /// An output value that JSON cannot write.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("element {element} is not a finite number")]
-pub struct NotFinite {
+#[error("element {element} is not {expected}")]
+pub struct NoJson {
     pub element: usize,
+    pub expected: &'static str,
 }
 
-/// Parses a whole JSON array into `out`, which the array must fill exactly. On an error `out` holds garbage.
-pub fn read(datatype: Datatype, text: &[u8], out: &mut [u8]) -> Result<(), DataError> {
-    macro_rules! integers {
-        ($type:ty) => {
-            elements(text, out, |text, at| {
+/// How the values of one datatype stand in JSON.
+trait JsonElement: Element {
+    /// What [`Self::read`] takes, for an error.
+    const EXPECTED: &'static str;
+    /// The value that begins at an offset, and where it ends.
+    fn read(text: &[u8], at: usize) -> Result<(Self, usize), Wrong>;
+    /// False: JSON has no word for this value.
+    fn write(self, out: &mut Vec<u8>) -> bool;
+}
+
+macro_rules! integers {
+    ($($type:ty),*) => {
+        $(impl JsonElement for $type {
+            const EXPECTED: &'static str = "an integer without fraction and exponent";
+
+            #[inline(always)]
+            fn read(text: &[u8], at: usize) -> Result<(Self, usize), Wrong> {
                 let (negative, magnitude, end) = integer(text, at)?;
                 let value = if negative {
                     0i128 - i128::from(magnitude)
                 } else {
                     i128::from(magnitude)
                 };
-                let value = <$type>::try_from(value).map_err(|_| Wrong::Range)?;
-                Ok((value.to_le_bytes(), end))
-            })
-        };
-    }
-    let result = match datatype {
-        Datatype::Bool => elements(text, out, boolean),
-        Datatype::Uint8 => integers!(u8),
-        Datatype::Uint16 => integers!(u16),
-        Datatype::Uint32 => integers!(u32),
-        Datatype::Uint64 => integers!(u64),
-        Datatype::Int8 => integers!(i8),
-        Datatype::Int16 => integers!(i16),
-        Datatype::Int32 => integers!(i32),
-        Datatype::Int64 => integers!(i64),
-        Datatype::Fp32 => elements(text, out, float32),
-        Datatype::Fp64 => elements(text, out, float64),
-        Datatype::Fp16 => elements(text, out, float16),
-        Datatype::Bytes => {
-            return Err(DataError::NoJsonForm(datatype.name()));
-        }
+                Self::try_from(value).map(|value| (value, end)).map_err(|_| Wrong::Range)
+            }
+
+            #[inline(always)]
+            fn write(self, out: &mut Vec<u8>) -> bool {
+                print(&self, out)
+            }
+        })*
     };
-    result.map_err(|failure| match failure {
-        Failure::Data(error) => error,
-        Failure::Element(element, Wrong::Form) => DataError::Element {
-            element,
-            expected: match datatype {
-                Datatype::Bool => "true or false",
-                Datatype::Fp16 | Datatype::Fp32 | Datatype::Fp64 => {
-                    "a JSON number (NaN and infinities are none: send them as binary data)"
-                }
-                _ => "an integer without fraction and exponent",
-            },
-        },
-        Failure::Element(element, Wrong::Range) => DataError::Range {
-            element,
-            datatype: datatype.name(),
-        },
+}
+
+macro_rules! floats {
+    ($($type:ty: $read:expr, $wide:expr);*) => {
+        $(impl JsonElement for $type {
+            const EXPECTED: &'static str =
+                "a JSON number (NaN and infinities are none: send them as binary data)";
+
+            #[inline(always)]
+            fn read(text: &[u8], at: usize) -> Result<(Self, usize), Wrong> {
+                $read(text, at)
+            }
+
+            #[inline(always)]
+            fn write(self, out: &mut Vec<u8>) -> bool {
+                self.is_finite() && print(&$wide(self), out)
+            }
+        })*
+    };
+}
+
+integers!(u8, u16, u32, u64, i8, i16, i32, i64);
+floats!(f16: float16, f16::to_f32; f32: float32, std::convert::identity; f64: float64, std::convert::identity);
+
+impl JsonElement for Truth {
+    const EXPECTED: &'static str = "true or false";
+
+    fn read(text: &[u8], at: usize) -> Result<(Self, usize), Wrong> {
+        let rest = text.get(at..).unwrap_or_default();
+        if rest.starts_with(b"true") {
+            Ok((Self(true), at + 4))
+        } else if rest.starts_with(b"false") {
+            Ok((Self(false), at + 5))
+        } else {
+            Err(Wrong::Form)
+        }
+    }
+
+    fn write(self, out: &mut Vec<u8>) -> bool {
+        print(&self.0, out)
+    }
+}
+
+fn print(value: &(impl serde::Serialize + ?Sized), out: &mut Vec<u8>) -> bool {
+    serde_json::to_writer(out, value).is_ok()
+}
+
+/// Parses a whole JSON array into `out`, which the array must fill exactly. On an error `out` holds garbage.
+/// For any datatype but strings, which [`read_strings`] reads.
+pub fn read(datatype: Datatype, text: &[u8], out: &mut [u8]) -> Result<(), DataError> {
+    with_element!(datatype, T => read_elements::<T>(datatype, text, out), strings => {
+        let expected = "a number";
+        Err(DataError::Element { element: 0, expected })
     })
 }
 
-enum Failure {
-    Element(usize, Wrong),
-    Data(DataError),
-}
-
-/// Walks the array; `element` parses one value at an offset and says where it ends.
 #[inline(always)]
-fn elements<const N: usize>(
+fn read_elements<T: JsonElement>(
+    datatype: Datatype,
     text: &[u8],
     out: &mut [u8],
-    element: impl Fn(&[u8], usize) -> Result<([u8; N], usize), Wrong>,
-) -> Result<(), Failure> {
-    let expected = out.len() / N;
-    let mut places = out.chunks_exact_mut(N);
+) -> Result<(), DataError> {
+    let expected = out.len() / T::SIZE;
+    let mut places = out.chunks_exact_mut(T::SIZE);
+    array(text, expected, |at, element| {
+        let (value, end) = T::read(text, at).map_err(|wrong| match wrong {
+            Wrong::Form => DataError::Element {
+                element,
+                expected: T::EXPECTED,
+            },
+            Wrong::Range => DataError::Range {
+                element,
+                datatype: datatype.name(),
+            },
+        })?;
+        match places.next() {
+            Some(place) => value.store(place),
+            None => return Err(DataError::TooMany { expected }),
+        }
+        Ok(end)
+    })
+}
+
+/// Parses a whole JSON array of so many strings.
+pub fn read_strings(text: &[u8], expected: usize) -> Result<Vec<u8>, DataError> {
+    let mut out = Vec::new();
+    array(text, expected, |at, element| {
+        let wrong = DataError::Element {
+            element,
+            expected: "a JSON string in UTF-8",
+        };
+        let (string, end) = json::string_at(text, at).map_err(|_| wrong.clone())?;
+        if element == expected {
+            return Err(DataError::TooMany { expected });
+        }
+        strings::push(&mut out, element, string.as_bytes()).map_err(|_| wrong)?;
+        Ok(end)
+    })?;
+    Ok(out)
+}
+
+/// Walks an array of so many elements; `each` reads the one at an offset, by its number, and says where it ends.
+#[inline(always)]
+fn array(
+    text: &[u8],
+    expected: usize,
+    mut each: impl FnMut(usize, usize) -> Result<usize, DataError>,
+) -> Result<(), DataError> {
     let mut count = 0;
     let mut depth = 0usize;
     let mut at = 0;
-    let form = |element, what| Failure::Data(DataError::Form { element, what });
+    let form = |element, what| DataError::Form { element, what };
     loop {
         at = skip_space(text, at);
         let closing_empty = match text.get(at) {
             Some(b'[') => {
                 depth += 1;
                 if depth > MAX_DEPTH {
-                    return Err(Failure::Data(DataError::Depth));
+                    return Err(DataError::Depth);
                 }
                 at = skip_space(text, at + 1);
                 // `[]` is an array without elements; any other value is read by the next turn.
@@ -146,13 +224,8 @@ fn elements<const N: usize>(
             None => return Err(form(count, "the text ends")),
         };
         if !closing_empty {
-            let (bytes, end) = element(text, at).map_err(|wrong| Failure::Element(count, wrong))?;
-            let Some(place) = places.next() else {
-                return Err(Failure::Data(DataError::TooMany { expected }));
-            };
-            place.copy_from_slice(&bytes);
+            at = each(at, count)?;
             count += 1;
-            at = end;
         }
         loop {
             at = skip_space(text, at);
@@ -169,10 +242,10 @@ fn elements<const N: usize>(
                             return Err(form(count, "something follows the array"));
                         }
                         if count < expected {
-                            return Err(Failure::Data(DataError::TooFew {
+                            return Err(DataError::TooFew {
                                 found: count,
                                 expected,
-                            }));
+                            });
                         }
                         return Ok(());
                     }
@@ -192,378 +265,45 @@ fn skip_space(text: &[u8], mut at: usize) -> usize {
     at
 }
 
-fn boolean(text: &[u8], at: usize) -> Result<([u8; 1], usize), Wrong> {
-    let rest = text.get(at..).unwrap_or_default();
-    if rest.starts_with(b"true") {
-        Ok(([1], at + 4))
-    } else if rest.starts_with(b"false") {
-        Ok(([0], at + 5))
-    } else {
-        Err(Wrong::Form)
-    }
-}
-
 /// Writes a tensor's values as one flat JSON array.
-pub fn write(datatype: Datatype, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), NotFinite> {
-    macro_rules! values {
-        ($type:ty, $text:expr) => {
-            for (element, value) in bytes.chunks_exact(size_of::<$type>()).enumerate() {
-                if element > 0 {
-                    out.push(b',');
-                }
-                let mut fixed = [0; size_of::<$type>()];
-                fixed.copy_from_slice(value);
-                let value = <$type>::from_le_bytes(fixed);
-                let write: fn($type, &mut Vec<u8>) -> bool = $text;
-                if !write(value, out) {
-                    return Err(NotFinite { element });
-                }
-            }
-        };
-    }
-    macro_rules! floats {
-        ($type:ty) => {
-            values!($type, |value, out| value.is_finite() && text(&value, out))
-        };
-    }
-    macro_rules! integers {
-        ($type:ty) => {
-            values!($type, |value, out| text(&value, out))
-        };
-    }
+pub fn write(datatype: Datatype, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), NoJson> {
     out.push(b'[');
-    match datatype {
-        Datatype::Bool => values!(u8, |value, out| text(&(value != 0), out)),
-        Datatype::Uint8 => integers!(u8),
-        Datatype::Uint16 => integers!(u16),
-        Datatype::Uint32 => integers!(u32),
-        Datatype::Uint64 => integers!(u64),
-        Datatype::Int8 => integers!(i8),
-        Datatype::Int16 => integers!(i16),
-        Datatype::Int32 => integers!(i32),
-        Datatype::Int64 => integers!(i64),
-        Datatype::Fp16 => values!(u16, |bits, out| {
-            let value = f16::from_bits(bits);
-            value.is_finite() && text(&value.to_f32(), out)
-        }),
-        Datatype::Fp32 => floats!(f32),
-        Datatype::Fp64 => floats!(f64),
-        // Refused before a model runs; an empty array could only mislead.
-        Datatype::Bytes => return Err(NotFinite { element: 0 }),
-    }
+    with_element!(datatype, T => write_elements::<T>(bytes, out), strings => write_strings(bytes, out))?;
     out.push(b']');
     Ok(())
 }
 
-fn text(value: &impl serde::Serialize, out: &mut Vec<u8>) -> bool {
-    serde_json::to_writer(out, value).is_ok()
+#[inline(always)]
+fn write_elements<T: JsonElement>(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), NoJson> {
+    for (element, value) in bytes.chunks_exact(T::SIZE).enumerate() {
+        if element > 0 {
+            out.push(b',');
+        }
+        if !T::load(value).write(out) {
+            return Err(NoJson {
+                element,
+                expected: "a finite number",
+            });
+        }
+    }
+    Ok(())
+}
+
+fn write_strings(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), NoJson> {
+    for (element, string) in strings::elements(bytes).enumerate() {
+        if element > 0 {
+            out.push(b',');
+        }
+        let text = string.ok().and_then(|s| std::str::from_utf8(s).ok());
+        if !text.is_some_and(|text| print(text, out)) {
+            return Err(NoJson {
+                element,
+                expected: "UTF-8",
+            });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn read_f32(text: &str, count: usize) -> Result<Vec<f32>, DataError> {
-        let mut out = vec![0; count * 4];
-        read(Datatype::Fp32, text.as_bytes(), &mut out)?;
-        Ok(out
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().expect("four")))
-            .collect())
-    }
-
-    fn read_one(datatype: Datatype, text: &str) -> Result<Vec<u8>, DataError> {
-        let mut out = vec![0; datatype.size().unwrap_or(1)];
-        read(datatype, format!("[{text}]").as_bytes(), &mut out).map(|()| out)
-    }
-
-    #[test]
-    fn flat_and_nested_data_mean_the_same() {
-        let flat = read_f32("[1, 2.5,-3e2 , 0]", 4).expect("flat");
-        let nested = read_f32("[[1,2.5],\n[-3E+2,0.0]]", 4).expect("nested");
-        assert_eq!(flat, [1.0, 2.5, -300.0, 0.0]);
-        assert_eq!(flat, nested);
-    }
-
-    #[test]
-    fn what_is_not_a_json_number_is_refused_by_its_place() {
-        for wrong in [
-            "01", "+1", "1.", ".5", "1e", "NaN", "Infinity", "\"1\"", "null", "true", "0x1", "--1",
-            "1.e3", "-", "1_0", "é",
-        ] {
-            let error = read_f32(&format!("[7,{wrong}]"), 2).expect_err(wrong);
-            assert!(
-                matches!(
-                    error,
-                    DataError::Element { element: 1, .. } | DataError::Form { element: 2, .. }
-                ),
-                "{wrong}: {error}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_array_must_be_whole_and_of_the_right_length() {
-        for wrong in [
-            "", "[", "[1", "[1,", "[1,2", "[1,2]]", "[1,2],", "[,1]", "[1,,2]", "[1,]", "1",
-            "[1 2]",
-        ] {
-            assert!(read_f32(wrong, 2).is_err(), "{wrong:?} was taken");
-        }
-        assert_eq!(
-            read_f32("[1]", 2),
-            Err(DataError::TooFew {
-                found: 1,
-                expected: 2
-            })
-        );
-        assert_eq!(
-            read_f32("[1,2,3]", 2),
-            Err(DataError::TooMany { expected: 2 })
-        );
-        assert_eq!(read_f32("[[],[1,2],[]]", 2), Ok(vec![1.0, 2.0]));
-        assert_eq!(read_f32(&"[".repeat(100_000), 2), Err(DataError::Depth));
-    }
-
-    #[test]
-    fn integers_are_whole_and_in_range() {
-        assert_eq!(read_one(Datatype::Int8, "-128"), Ok(vec![0x80]));
-        assert_eq!(read_one(Datatype::Int8, "-0"), Ok(vec![0]));
-        assert_eq!(
-            read_one(Datatype::Uint64, "18446744073709551615"),
-            Ok(vec![0xff; 8])
-        );
-        assert_eq!(
-            read_one(Datatype::Int64, "-9223372036854775808"),
-            Ok(vec![0, 0, 0, 0, 0, 0, 0, 0x80])
-        );
-        for (datatype, text) in [
-            (Datatype::Int8, "128"),
-            (Datatype::Int8, "-129"),
-            (Datatype::Uint8, "-1"),
-            (Datatype::Uint8, "256"),
-            (Datatype::Uint64, "18446744073709551616"),
-            (Datatype::Int64, "9223372036854775808"),
-            (Datatype::Int64, "99999999999999999999999999"),
-            (Datatype::Fp32, "1e39"),
-            (Datatype::Fp32, "-3.5e38"),
-            (Datatype::Fp64, "1e309"),
-            (Datatype::Fp64, "1e999999999999"),
-        ] {
-            assert!(
-                matches!(
-                    read_one(datatype, text),
-                    Err(DataError::Range { element: 0, .. })
-                ),
-                "{text} was taken as {datatype:?}"
-            );
-        }
-        for text in ["1.0", "1e2", "true", "01"] {
-            assert!(read_one(Datatype::Int32, text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn sixty_four_bits_come_back_exactly_and_never_as_floats() {
-        for value in [
-            i64::MIN,
-            i64::MIN + 1,
-            -9007199254740993,
-            9007199254740993,
-            i64::MAX,
-        ] {
-            let text = format!("[{value}]");
-            let mut out = [0; 8];
-            read(Datatype::Int64, text.as_bytes(), &mut out).expect("read");
-            assert_eq!(i64::from_le_bytes(out), value);
-            let mut written = Vec::new();
-            write(Datatype::Int64, &out, &mut written).expect("written");
-            assert_eq!(String::from_utf8(written).expect("text"), text);
-        }
-        let text = format!("[{}]", u64::MAX - 1);
-        let mut out = [0; 8];
-        read(Datatype::Uint64, text.as_bytes(), &mut out).expect("read");
-        assert_eq!(u64::from_le_bytes(out), u64::MAX - 1);
-    }
-
-    #[test]
-    fn odd_floats_are_what_they_say_or_refused() {
-        let digits = format!("1{}", "0".repeat(30_000));
-        let fraction = format!("0.{}1e30000", "0".repeat(29_999));
-        for (text, value) in [
-            ("-0", Some(-0.0f32)),
-            ("-0.0e5", Some(-0.0)),
-            ("1E2", Some(100.0)),
-            ("1e+2", Some(100.0)),
-            ("100e-2", Some(1.0)),
-            ("0e999999999999", Some(0.0)),
-            ("1e-999999999999", Some(0.0)),
-            ("1e-46", Some(0.0)),
-            ("1e-45", Some(f32::from_bits(1))),
-            ("340282346638528859811704183484516925440", Some(f32::MAX)),
-            (&fraction, Some(1.0)),
-            (&digits, None),
-            ("3.5e38", None),
-            ("1e999999999999", None),
-        ] {
-            let read = read_f32(&format!("[{text}]"), 1);
-            let shown = &text[..text.len().min(40)];
-            match value {
-                Some(value) => {
-                    assert_eq!(read.expect(shown)[0].to_bits(), value.to_bits(), "{shown}");
-                }
-                None => assert!(matches!(read, Err(DataError::Range { .. })), "{shown}"),
-            }
-        }
-        let error = read_f32("[1,NaN]", 2).expect_err("NaN").to_string();
-        assert!(
-            error.contains("element 1") && error.contains("binary"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn booleans_are_words_and_strings_have_no_place() {
-        assert_eq!(read_one(Datatype::Bool, "true"), Ok(vec![1]));
-        assert_eq!(read_one(Datatype::Bool, "false"), Ok(vec![0]));
-        assert!(read_one(Datatype::Bool, "1").is_err());
-        assert!(read_one(Datatype::Bytes, "\"a\"").is_err());
-    }
-
-    #[test]
-    fn half_precision_is_rounded_to_the_nearest_and_reads_back_as_it_was() {
-        for (text, bits) in [
-            ("1", 0x3c00u16),
-            ("-0.1", 0xae66),
-            ("65504", 0x7bff),
-            ("65519.9", 0x7bff),
-            ("5.960464477539063e-8", 0x0001),
-            ("1e-9", 0x0000),
-            ("2049", 0x6800),
-        ] {
-            let read = read_one(Datatype::Fp16, text).expect(text);
-            assert_eq!(read, bits.to_le_bytes(), "{text}");
-        }
-        for text in ["65520", "-1e5", "1e400"] {
-            let read = read_one(Datatype::Fp16, text);
-            assert!(matches!(read, Err(DataError::Range { .. })), "{text}");
-        }
-        for bits in 0..=u16::MAX {
-            let mut out = Vec::new();
-            let written = write(Datatype::Fp16, &bits.to_le_bytes(), &mut out);
-            assert_eq!(written.is_ok(), f16::from_bits(bits).is_finite());
-            if written.is_ok() {
-                let mut back = [0; 2];
-                read(Datatype::Fp16, &out, &mut back).expect("own text");
-                assert_eq!(u16::from_le_bytes(back), bits);
-            }
-        }
-    }
-
-    #[test]
-    fn outputs_are_written_shortest_and_non_finite_ones_are_not_written() {
-        let mut out = Vec::new();
-        let bytes: Vec<u8> = [0.1f32, 1.0, -2.5e-30]
-            .iter()
-            .flat_map(|v| v.to_le_bytes())
-            .collect();
-        write(Datatype::Fp32, &bytes, &mut out).expect("finite");
-        assert_eq!(String::from_utf8(out).expect("text"), "[0.1,1.0,-2.5e-30]");
-        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let bytes: Vec<u8> = [0f32, wrong].iter().flat_map(|v| v.to_le_bytes()).collect();
-            assert_eq!(
-                write(Datatype::Fp32, &bytes, &mut Vec::new()),
-                Err(NotFinite { element: 1 })
-            );
-        }
-    }
-
-    #[test]
-    fn halfway_cases_round_like_the_standard_library() {
-        for text in [
-            "16777217",
-            "16777219",
-            "1.00000005960464477539",
-            "1.000000059604644775390625",
-            "1.000000059604644775390624",
-            "1.000000178813934326171875",
-            "3.4028235e38",
-            "3.4028235677973366e38",
-            "1.1754943e-38",
-            "1e-45",
-            "7e-46",
-            "1.401298464324817e-45",
-            "0.9364840984344482",
-            "9007199254740993",
-            "0.000000000000000000000000000000000000011754944",
-        ] {
-            let standard: Result<f32, _> = text.parse();
-            let ours = read_f32(&format!("[{text}]"), 1);
-            match standard {
-                Ok(value) if value.is_finite() => {
-                    assert_eq!(ours.expect(text)[0].to_bits(), value.to_bits(), "{text}");
-                }
-                _ => assert!(ours.is_err(), "{text}"),
-            }
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
-
-        #[test]
-        fn every_decimal_reads_like_the_standard_library(text in "-?(0|[1-9][0-9]{0,20})(\\.[0-9]{1,22})?([eE][+-]?[0-9]{1,2})?") {
-            let array = format!("[{text}]");
-            let standard: f32 = text.parse().expect("a number");
-            match read_f32(&array, 1) {
-                Ok(ours) => prop_assert_eq!(ours[0].to_bits(), standard.to_bits(), "{}", text),
-                Err(_) => prop_assert!(standard.is_infinite(), "{} was refused", text),
-            }
-            let standard: f64 = text.parse().expect("a number");
-            let mut out = [0; 8];
-            read(Datatype::Fp64, array.as_bytes(), &mut out).expect("in range");
-            prop_assert_eq!(u64::from_le_bytes(out), standard.to_bits(), "{}", text);
-        }
-
-        #[test]
-        fn every_float_comes_back_as_it_was(bits in any::<u32>(), wide in any::<u64>()) {
-            let value = f32::from_bits(bits);
-            let mut text = Vec::new();
-            if write(Datatype::Fp32, &value.to_le_bytes(), &mut text).is_ok() {
-                let mut out = [0; 4];
-                read(Datatype::Fp32, &text, &mut out).expect("own text");
-                prop_assert_eq!(u32::from_le_bytes(out), bits);
-                // Python writes an FP32 as the double of the same value.
-                let widened = format!("[{}]", f64::from(value));
-                read(Datatype::Fp32, widened.as_bytes(), &mut out).expect("widened");
-                prop_assert_eq!(u32::from_le_bytes(out), bits);
-            } else {
-                prop_assert!(!value.is_finite());
-            }
-            let mut text = Vec::new();
-            if write(Datatype::Fp64, &wide.to_le_bytes(), &mut text).is_ok() {
-                let mut out = [0; 8];
-                read(Datatype::Fp64, &text, &mut out).expect("own text");
-                prop_assert_eq!(u64::from_le_bytes(out), wide);
-            }
-        }
-
-        #[test]
-        fn any_bytes_are_taken_or_refused_in_peace(text in proptest::collection::vec(any::<u8>(), 0..200), count in 0usize..8) {
-            for datatype in [Datatype::Bool, Datatype::Int8, Datatype::Uint64, Datatype::Fp16, Datatype::Fp32, Datatype::Fp64, Datatype::Bytes] {
-                let mut out = vec![0; count * datatype.size().unwrap_or(1)];
-                let _ = read(datatype, &text, &mut out);
-            }
-        }
-
-        #[test]
-        fn what_is_taken_is_json(text in "[\\[\\], 0-9.eE+-]{0,24}") {
-            let mut out = [0; 8];
-            if read(Datatype::Fp32, text.as_bytes(), &mut out).is_ok() {
-                let value: Result<serde_json::Value, _> = serde_json::from_str(&text);
-                prop_assert!(value.is_ok(), "{} is not JSON", text);
-            }
-        }
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use edgeward_models::manifest::{TensorSpec, byte_size};
+use edgeward_models::manifest::{Datatype, TensorSpec, byte_size};
 
 use super::error::ServeError;
 
@@ -67,8 +67,9 @@ pub(super) fn retry_after_seconds(ahead: usize, instances: usize, invoke_micros:
 }
 
 /// Checks a request's shape against the specification: rank, fixed dimensions, free ones at least 1.
-/// Returns the bytes of the tensor. The error names the tensor and both shapes.
-pub fn check_shape(spec: &TensorSpec, shape: &[i64]) -> Result<u64, ServeError> {
+/// Returns the bytes of the tensor; `None` for strings, which say themselves how long they are. The error names
+/// the tensor and both shapes.
+pub fn check_shape(spec: &TensorSpec, shape: &[i64]) -> Result<Option<u64>, ServeError> {
     let fits = |(&wanted, &given): (&i64, &i64)| {
         if wanted < 0 {
             given >= 1
@@ -89,14 +90,13 @@ pub fn check_shape(spec: &TensorSpec, shape: &[i64]) -> Result<u64, ServeError> 
             }
         )));
     }
-    if spec.datatype.size().is_none() {
-        return Err(ServeError::Invalid(format!(
-            "input {:?}: tensors of datatype {} are not served",
-            spec.name,
-            spec.datatype.name()
-        )));
-    }
-    byte_size(spec.datatype, shape.iter().map(|&d| d as u64)).ok_or_else(|| {
+    let dimensions = shape.iter().map(|&d| d as u64);
+    let countable = match spec.datatype {
+        // Their lengths alone.
+        Datatype::Bytes => byte_size(Datatype::Uint32, dimensions).map(|_| None),
+        datatype => byte_size(datatype, dimensions).map(Some),
+    };
+    countable.ok_or_else(|| {
         ServeError::Invalid(format!(
             "input {:?}: the shape {} (the model takes {}) holds more bytes than can be counted",
             spec.name,
@@ -104,6 +104,23 @@ pub fn check_shape(spec: &TensorSpec, shape: &[i64]) -> Result<u64, ServeError> 
             written(&spec.shape)
         ))
     })
+}
+
+/// Checks shape and size of an input.
+pub(super) fn check_input(
+    spec: &TensorSpec,
+    shape: &[i64],
+    bytes: usize,
+) -> Result<(), ServeError> {
+    match check_shape(spec, shape)? {
+        Some(needed) if needed != bytes as u64 => Err(ServeError::Invalid(format!(
+            "input {:?}: it has {bytes} bytes, the shape {} of {} needs {needed}",
+            spec.name,
+            written(shape),
+            spec.datatype.name()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// A shape as people write it. A foreign one may be long: only its first dimensions are shown.
@@ -119,7 +136,6 @@ fn written(shape: &[i64]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use edgeward_models::manifest::Datatype;
 
     fn spec(datatype: Datatype, shape: &[i64]) -> TensorSpec {
         TensorSpec {
@@ -133,8 +149,11 @@ mod tests {
     #[test]
     fn free_dimensions_take_any_size_and_fixed_ones_only_their_own() {
         let image = spec(Datatype::Fp32, &[-1, 8, 8, 1]);
-        assert_eq!(check_shape(&image, &[1, 8, 8, 1]).expect("one"), 256);
-        assert_eq!(check_shape(&image, &[3, 8, 8, 1]).expect("three"), 768);
+        assert_eq!(check_shape(&image, &[1, 8, 8, 1]).expect("one"), Some(256));
+        assert_eq!(
+            check_shape(&image, &[3, 8, 8, 1]).expect("three"),
+            Some(768)
+        );
         for wrong in [
             &[8, 8, 1][..],
             &[0, 8, 8, 1],
@@ -161,17 +180,27 @@ mod tests {
     }
 
     #[test]
-    fn strings_are_refused_by_name() {
-        let text = spec(Datatype::Bytes, &[1]);
-        let error = check_shape(&text, &[1]).expect_err("strings").to_string();
-        assert!(error.contains("BYTES"), "{error}");
+    fn strings_are_as_long_as_they_are_and_everything_else_as_its_shape_says() {
+        let text = spec(Datatype::Bytes, &[-1]);
+        assert_eq!(check_shape(&text, &[3]).expect("strings"), None);
+        assert!(check_shape(&text, &[i64::MAX]).is_err());
+        assert!(check_input(&text, &[3], 12).is_ok());
+        assert!(check_input(&text, &[3], 4711).is_ok());
+        let numbers = spec(Datatype::Int16, &[-1]);
+        assert!(check_input(&numbers, &[3], 6).is_ok());
+        let error = check_input(&numbers, &[3], 5).expect_err("half a number");
+        let error = error.to_string();
+        assert!(
+            error.contains("image") && error.contains("needs 6"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_scalar_has_the_bytes_of_one_element() {
         assert_eq!(
             check_shape(&spec(Datatype::Int64, &[]), &[]).expect("scalar"),
-            8
+            Some(8)
         );
     }
 

@@ -22,12 +22,22 @@ pub(super) struct Subject {
 
 #[derive(Debug)]
 pub(super) enum Evidence {
-    Golden(Vec<(Case, Arc<Vec<Expected>>)>),
-    Generated {
-        cases: Vec<Case>,
-        /// The built-in kernels' answers, found when the first other delegate asks.
-        answers: OnceCell<Vec<Arc<Vec<Expected>>>>,
-    },
+    Golden(Cases),
+    /// Found when the first delegate is proven, at shapes that the model takes. `None`: it took none.
+    Generated(OnceCell<Option<Cases>>),
+}
+
+/// Questions with their answers.
+pub(super) type Cases = Vec<(Case, Arc<Vec<Expected>>)>;
+
+impl Evidence {
+    /// What is known by now.
+    pub(super) fn cases(&self) -> Option<&Cases> {
+        match self {
+            Self::Golden(cases) => Some(cases),
+            Self::Generated(found) => found.get()?.as_ref(),
+        }
+    }
 }
 
 impl Subject {
@@ -48,9 +58,7 @@ impl Subject {
                 .golden()
                 .map_err(|e| (e.to_string(), is_damaged(&version)))?;
             let Some(vectors) = found else {
-                let cases = golden::generated(version.manifest()).map_err(|e| (e, false))?;
-                let answers = OnceCell::new();
-                return Ok(Evidence::Generated { cases, answers });
+                return Ok(Evidence::Generated(OnceCell::new()));
             };
             let cases = golden::cases(version.manifest(), &vectors).map_err(|e| (e, false))?;
             let cases = cases.into_iter().map(|(c, e)| (c, Arc::new(e)));
@@ -68,12 +76,6 @@ impl Subject {
 
     pub(super) fn manifest(&self) -> &Arc<Manifest> {
         self.installed.manifest()
-    }
-
-    /// Whether a request decides on the size of an input of this case's signature.
-    pub(super) fn has_free_dimensions(&self, case: &Case) -> bool {
-        let inputs = &self.manifest().signatures[case.signature].inputs;
-        inputs.iter().any(|input| input.shape.contains(&-1))
     }
 }
 

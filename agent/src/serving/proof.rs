@@ -6,22 +6,21 @@
 //! warmed up and sealed. Each refusal is kept with its reason. `engine` calls this for a new version,
 //! `supervise` for every restart.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use edgeward_models::fleet::status::{ActiveVersion, RefusedDelegate};
 use edgeward_models::manifest::{DelegateChoice, Manifest};
 use edgeward_models::name::DelegateName;
-use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use super::budget::Grant;
 use super::error::LoadFailure;
-use super::evidence::{Evidence, Subject};
-use super::golden::{self, Case, Expected};
+use super::evidence::Subject;
 use super::loaded::slots;
 use crate::config::Config;
-use crate::worker::{Answer, DriverCache, Spawner, Stream, Worker, WorkerError, WorkerSpec};
+use crate::worker::{DriverCache, Spawner, Worker, WorkerError, WorkerSpec};
+
+mod check;
 
 /// The end of a dead worker's stderr that is kept in a reason.
 const LAST_WORDS_BYTES: usize = 300;
@@ -209,167 +208,6 @@ impl<'a> Prover<'a> {
         started.map_err(|e| self.refusal(e))
     }
 
-    /// The evidence, case by case.
-    async fn check(
-        &self,
-        subject: &Subject,
-        choice: &DelegateChoice,
-        worker: &Worker,
-    ) -> Result<(), Refusal> {
-        match &*subject.evidence {
-            Evidence::Golden(cases) => {
-                for (number, (case, expected)) in cases.iter().enumerate() {
-                    let stream = stream(worker, number, cases.len());
-                    let answer = self.answer(worker, case, stream).await?;
-                    compare(case, answer, expected, choice).await?;
-                }
-                Ok(())
-            }
-            Evidence::Generated { cases, .. }
-                if choice.delegate.as_str() == DelegateName::BUILTIN =>
-            {
-                for (number, case) in cases.iter().enumerate() {
-                    let stream = stream(worker, number, cases.len());
-                    match self.run(worker, case, stream).await {
-                        // A free dimension of 1 may be too small for this model: then nothing can be generated.
-                        Err(WorkerError::Invoke(reason)) if subject.has_free_dimensions(case) => {
-                            info!(
-                                model = %subject.manifest().model, reason,
-                                "generated inputs do not fit the model, golden vectors would"
-                            );
-                            return Ok(());
-                        }
-                        other => other.map_err(|e| self.refusal(e))?,
-                    };
-                }
-                Ok(())
-            }
-            Evidence::Generated { cases, answers } => {
-                let find = || self.builtin_answers(subject, cases);
-                let answers = answers.get_or_try_init(find).await?;
-                for (number, (case, expected)) in cases.iter().zip(answers).enumerate() {
-                    let stream = stream(worker, number, cases.len());
-                    let answer = self.answer(worker, case, stream).await?;
-                    compare(case, answer, expected, choice).await?;
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// What the built-in kernels answer, from a worker that lives no longer than this.
-    async fn builtin_answers(
-        &self,
-        subject: &Subject,
-        cases: &[Case],
-    ) -> Result<Vec<Arc<Vec<Expected>>>, Refusal> {
-        let because = |refusal: Refusal| Refusal {
-            reason: format!(
-                "it cannot be proven: the version has no golden vectors, and the built-in kernels do not answer \
-                 generated inputs ({})",
-                refusal.reason
-            ),
-            device_fault: refusal.device_fault,
-        };
-        let name: DelegateName = DelegateName::BUILTIN
-            .parse()
-            .map_err(|e| Refusal::new(format!("{e}")))?;
-        let grant = Grant {
-            instances: 1,
-            threads: 1,
-        };
-        let worker = self
-            .start(subject, &DelegateChoice::new(name), grant, None)
-            .await
-            .map_err(because)?;
-        let mut answers = Vec::new();
-        for (number, case) in cases.iter().enumerate() {
-            let stream = stream(&worker, number, cases.len());
-            let answer = self.answer(&worker, case, stream).await;
-            let answer = answer.map_err(because)?;
-            let outputs = &subject.manifest().signatures[case.signature].outputs;
-            let expected: Result<Vec<_>, String> = outputs
-                .iter()
-                .enumerate()
-                .map(|(output, spec)| {
-                    Ok(Expected {
-                        output,
-                        name: spec.name.clone(),
-                        datatype: spec.datatype,
-                        shape: answer.shape(output).to_vec(),
-                        values: golden::decode(spec.datatype, answer.output(output))?,
-                    })
-                })
-                .collect();
-            answers.push(Arc::new(expected.map_err(|e| because(Refusal::new(e)))?));
-        }
-        Ok(answers)
-    }
-
-    /// The first invoke of an interpreter is slow. The evidence warmed one; with several, as many requests at
-    /// once reach the others. A model that keeps state gets new ones for its requests.
-    async fn warm_up(&self, subject: &Subject, worker: &Worker) -> Result<(), Refusal> {
-        let first = match &*subject.evidence {
-            Evidence::Golden(cases) => cases.first().map(|(case, _)| case),
-            Evidence::Generated { cases, .. } => cases.first(),
-        };
-        let Some(case) = first.filter(|_| self.grant.instances > 1 && !worker.facts().keeps_state)
-        else {
-            return Ok(());
-        };
-        let runs = (0..self.grant.instances).map(|_| self.run(worker, case, Stream::default()));
-        for run in futures::future::join_all(runs).await {
-            match run {
-                Err(WorkerError::Invoke(_)) if subject.has_free_dimensions(case) => {}
-                other => {
-                    other.map_err(|e| self.refusal(e))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn answer(
-        &self,
-        worker: &Worker,
-        case: &Case,
-        stream: Stream,
-    ) -> Result<Answer, Refusal> {
-        match self.run(worker, case, stream).await {
-            Ok(answer) => Ok(answer),
-            Err(error @ WorkerError::Died(_)) => {
-                let death = worker.died().await;
-                let words = last_words(&death.stderr);
-                Err(Refusal::new(format!("{}: {error}{words}", case.name)))
-            }
-            Err(error) => {
-                let refusal = self.refusal(error);
-                Err(Refusal {
-                    reason: format!("{}: {}", case.name, refusal.reason),
-                    ..refusal
-                })
-            }
-        }
-    }
-
-    /// One case through the ordinary request path.
-    async fn run(
-        &self,
-        worker: &Worker,
-        case: &Case,
-        stream: Stream,
-    ) -> Result<Answer, WorkerError> {
-        let deadline = Instant::now() + self.patience();
-        let bytes = case.inputs.iter().map(|i| i.bytes.len()).sum();
-        let mut slot = worker.lease(bytes, self.patience()).await?;
-        for input in &case.inputs {
-            slot.input(&input.shape, input.bytes.len())?
-                .copy_from_slice(&input.bytes);
-        }
-        slot.in_stream(stream);
-        slot.invoke(case.signature, deadline).await
-    }
-
     /// A first invoke may compile a graph for an accelerator, so proving has the time of loading.
     fn patience(&self) -> Duration {
         self.first_load
@@ -392,35 +230,6 @@ impl<'a> Prover<'a> {
             },
         }
     }
-}
-
-/// Where the evidence of a model that keeps state runs: all cases in order as one sequence, on an interpreter
-/// that goes with the last of them.
-fn stream(worker: &Worker, case: usize, cases: usize) -> Stream {
-    let keeps_state = worker.facts().keeps_state;
-    Stream {
-        number: u32::from(keeps_state),
-        begin: keeps_state && case == 0,
-        end: keeps_state && case + 1 == cases,
-    }
-}
-
-/// Off the I/O thread: a large output takes milliseconds to compare.
-async fn compare(
-    case: &Case,
-    answer: Answer,
-    expected: &Arc<Vec<Expected>>,
-    choice: &DelegateChoice,
-) -> Result<(), Refusal> {
-    let (expected, tolerance) = (expected.clone(), choice.tolerance);
-    let compared = spawn_blocking(move || {
-        expected.iter().try_for_each(|e| {
-            let (shape, bytes) = (answer.shape(e.output), answer.output(e.output));
-            golden::compare(e, shape, bytes, tolerance)
-        })
-    });
-    let result = compared.await.unwrap_or_else(|e| Err(e.to_string()));
-    result.map_err(|reason| Refusal::new(format!("{}: {reason}", case.name)))
 }
 
 fn active_version(

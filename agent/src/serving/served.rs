@@ -6,13 +6,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use edgeward_models::manifest::{Manifest, Signature};
+use edgeward_models::manifest::{Datatype, Manifest, Signature};
 
-use super::admission::{check_shape, retry_after_seconds};
+use super::admission::{check_input, retry_after_seconds};
 use super::error::{RETRY_SOON_SECONDS, ServeError};
 use super::loaded::{Hold, Loaded};
 use super::sequences::{NoTurn, Sequence, Sequences, Turn};
 use super::stats::{Outcome, Times};
+use crate::strings;
 use crate::worker::{Answer, Slot, WorkerError};
 
 /// One served version, as a request sees it.
@@ -170,12 +171,14 @@ impl Request {
         &self.tally.hold.manifest().signatures[self.signature]
     }
 
-    /// Memory of the next input (signature's order), after its shape was checked against the manifest.
-    pub fn input(&mut self, shape: &[i64]) -> Result<&mut [u8], ServeError> {
+    /// Memory for the `bytes` of the next input (signature's order), after its shape was checked against the manifest.
+    /// Strings are written in the form of [`crate::strings`], and are as long as they are; any other datatype
+    /// has the bytes that [`super::check_shape`] says.
+    pub fn input(&mut self, shape: &[i64], bytes: usize) -> Result<&mut [u8], ServeError> {
         let loaded: &Loaded = &self.tally.hold;
         let signature = &loaded.manifest().signatures[self.signature];
         let checked = match signature.inputs.get(self.filled) {
-            Some(spec) => check_shape(spec, shape),
+            Some(spec) => check_input(spec, shape, bytes),
             None => Err(ServeError::Invalid(format!(
                 "signature {:?} takes {} inputs, not more",
                 signature.name,
@@ -183,15 +186,13 @@ impl Request {
             ))),
         };
         let limit = loaded.manifest().request_bytes();
-        let bytes = match checked {
-            Ok(bytes) if bytes > limit => Err(too_large(loaded, bytes, limit)),
-            Ok(bytes) => Ok(bytes as usize),
-            Err(error) => Err(error),
+        let checked = match checked {
+            Ok(()) if bytes as u64 > limit => Err(too_large(loaded, bytes as u64, limit)),
+            other => other,
         };
-        let bytes = match bytes {
-            Ok(bytes) => bytes,
-            Err(error) => return Err(self.tally.fails(error)),
-        };
+        if let Err(error) = checked {
+            return Err(self.tally.fails(error));
+        }
         match self.slot.input(shape, bytes) {
             Ok(memory) => {
                 self.filled += 1;
@@ -223,6 +224,14 @@ impl Request {
                 "input {:?} is missing",
                 missing.name
             ))));
+        }
+        for (index, spec) in wanted.inputs.iter().enumerate() {
+            if spec.datatype == Datatype::Bytes
+                && let Err(error) = strings::check(slot.filled(index), &slot.shape(index))
+            {
+                let text = format!("input {:?}: {error}", spec.name);
+                return Err(tally.fails(ServeError::Invalid(text)));
+            }
         }
         let mut known = None;
         if !hold.poison.is_empty() {

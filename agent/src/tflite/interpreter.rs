@@ -83,7 +83,13 @@ impl Handle {
         if status == Status::Ok {
             return Ok(());
         }
-        let reason = self.log.take_or(|| status.words());
+        let said = self.log.take_or(String::new);
+        let reason = match status {
+            _ if said.is_empty() => status.words(),
+            // TFLite names the operator, not what its absence means.
+            Status::UnresolvedOps => format!("{}: {said}", status.words()),
+            _ => said,
+        };
         Err(TfliteError::Call {
             doing,
             status,
@@ -320,6 +326,15 @@ impl Interpreter {
         };
         self.handle
             .checked("the model could not be prepared", status)
+    }
+
+    /// The first output that holds nothing at the shapes it was allocated for.
+    pub fn planned_empty(&self, graph: Graph) -> Option<usize> {
+        let empty = |&index: &usize| {
+            let output = self.output(graph, index);
+            output.is_some_and(|tensor| tensor.is_planned_empty())
+        };
+        (0..self.output_count(graph)).find(empty)
     }
 
     /// Runs the graph once.

@@ -35,17 +35,17 @@ impl Log {
         std::ptr::from_ref(self).cast_mut().cast()
     }
 
-    /// Adds one text.
+    /// Adds one text, as one line.
     pub(super) fn add(&self, text: &str) {
         let mut log = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        let text = text.trim();
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         if text.is_empty() || log.len() + text.len() > MAX_BYTES {
             return;
         }
         if !log.is_empty() {
             log.push_str("; ");
         }
-        log.push_str(text);
+        log.push_str(&text);
     }
 
     /// Everything since the last call, or `otherwise`.
@@ -94,10 +94,10 @@ mod tests {
     #[test]
     fn texts_are_joined_bounded_and_taken_once() {
         let log = Log::new();
-        log.add(" first \n");
+        log.add(" fi\n  rst \n");
         log.add("second");
         log.add(&"x".repeat(MAX_BYTES));
-        assert_eq!(log.take_or(String::new), "first; second");
+        assert_eq!(log.take_or(String::new), "fi rst; second");
         assert_eq!(log.take_or(|| "nothing".to_owned()), "nothing");
     }
 }

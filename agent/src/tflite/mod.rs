@@ -13,6 +13,7 @@ mod log;
 mod model;
 mod signature;
 mod spy;
+mod strings;
 mod tensor;
 
 pub use delegate::Delegate;

@@ -1,13 +1,14 @@
 //! A look at one tensor of an interpreter.
 #![allow(unsafe_code)]
 
+use std::borrow::Cow;
 use std::ffi::CStr;
 use std::marker::PhantomData;
 
 use edgefirst_tflite_sys::{self as sys, TfLiteTensor};
 use edgeward_models::manifest::{Datatype, MAX_DIMENSIONS};
 
-use super::Library;
+use super::{Library, strings};
 
 /// One input or output. Valid until the interpreter is resized, allocated or invoked, which the borrow
 /// rules out.
@@ -57,6 +58,26 @@ impl<'a> Tensor<'a> {
         (0..rank).map(|i| unsafe { self.library.sys.TfLiteTensorDim(self.raw, i) })
     }
 
+    /// An allocated tensor that holds nothing. One whose size is known only after an invoke does not count, nor does
+    /// any where the library cannot tell them apart.
+    pub fn is_planned_empty(&self) -> bool {
+        if self.shape().all(|dimension| dimension != 0)
+            || self
+                .library
+                .sys
+                .TfLiteOpaqueTensorGetAllocationType
+                .is_err()
+        {
+            return false;
+        }
+        // SAFETY: the tensor is valid by `new`; an opaque tensor is the same one under another name.
+        let kind = unsafe {
+            let tensor = self.raw.cast::<sys::TfLiteOpaqueTensor>();
+            self.library.sys.TfLiteOpaqueTensorGetAllocationType(tensor)
+        };
+        kind != sys::TfLiteAllocationType_kTfLiteDynamic
+    }
+
     pub fn byte_size(&self) -> usize {
         // SAFETY: the tensor is valid by `new`.
         unsafe { self.library.sys.TfLiteTensorByteSize(self.raw) }
@@ -90,6 +111,43 @@ impl<'a> Tensor<'a> {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), data, bytes.len());
         }
         true
+    }
+}
+
+impl Tensor<'_> {
+    /// The values as they travel: an allocated tensor's bytes as they are, strings in the form of
+    /// [`crate::strings`]. The error says what is wrong with them.
+    pub fn values(&self) -> Result<Cow<'_, [u8]>, String> {
+        let bytes = self.bytes().ok_or("it has no data")?;
+        if self.datatype() != Some(Datatype::Bytes) {
+            return Ok(Cow::Borrowed(bytes));
+        }
+        let elements = strings::from_tflite(bytes).map_err(|e| e.to_string())?;
+        Ok(Cow::Owned(elements))
+    }
+
+    /// Gives an allocated tensor of strings its elements, in the form of [`crate::strings`].
+    pub fn write_strings(&mut self, elements: &[u8]) -> Result<(), String> {
+        if self.datatype() != Some(Datatype::Bytes) {
+            return Err("it is no tensor of strings".to_owned());
+        }
+        if self.library.sys.TfLiteTensorRealloc.is_err() {
+            return Err(format!(
+                "the library {} exports no TfLiteTensorRealloc, without which strings cannot be given to a model",
+                self.library.path().display()
+            ));
+        }
+        let buffer = strings::to_tflite(elements).map_err(|e| e.to_string())?;
+        // SAFETY: the tensor is valid by `new` and ours alone (`&mut`); memory that it is given is its own. One that
+        // TFLite does not let grow keeps its size, and `write` refuses.
+        unsafe {
+            let tensor = self.raw.cast_mut();
+            self.library.sys.TfLiteTensorRealloc(buffer.len(), tensor);
+        }
+        if self.write(&buffer) {
+            return Ok(());
+        }
+        Err("TFLite gives it no memory for strings".to_owned())
     }
 }
 

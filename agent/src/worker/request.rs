@@ -9,13 +9,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use edgeward_models::manifest::{MAX_REQUEST_BYTES, TensorSpec};
+use edgeward_models::manifest::{Datatype, MAX_REQUEST_BYTES, TensorSpec};
 
 use super::memory::{Memory, aligned};
 use super::slots::SLACK;
 use super::supervisor::{Lease, OwnMemory};
 use super::wire::{self, Outcome, Shape, Stream, TensorRef};
 use super::{Worker, WorkerError};
+use crate::strings;
 
 /// Memory for one request, shared with the worker. Given back when this and any [`Answer`] made from it are
 /// dropped *and* the worker has finished with it.
@@ -94,6 +95,24 @@ impl Slot {
         });
         self.next = end;
         Ok(slice)
+    }
+
+    /// The bytes that were reserved for an input, as they were filled.
+    pub fn filled(&self, index: usize) -> &[u8] {
+        let Some(input) = self.inputs.get(index) else {
+            return &[];
+        };
+        let (memory, begin, _) = self.lease.input_area(self.own_memory.as_deref());
+        let (offset, length) = (begin + input.offset as usize, input.length as usize);
+        // SAFETY: input memory is written only through `input`, which needs this by unique reference.
+        unsafe { memory.bytes(offset, length) }.unwrap_or(&[])
+    }
+
+    /// The shape that an input was reserved with.
+    pub fn shape(&self, index: usize) -> Vec<i64> {
+        let input = self.inputs.get(index);
+        let dimensions = input.map_or(&[][..], |input| input.shape.dimensions());
+        dimensions.iter().map(|&d| d.into()).collect()
     }
 
     /// Runs on the interpreter of one stream instead of any.
@@ -194,20 +213,28 @@ impl Answer {
         let outputs = specs.iter().zip(&done.outputs);
         let outputs = outputs
             .map(|(spec, output)| check(spec, output, begin, area).map_err(wrong))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
         // The worker's times are its own claims: they cannot exceed what passed here.
         let passed = submitted.elapsed();
         let invoke_time = Duration::from_nanos(done.invoke_nanoseconds).min(passed);
         let queue_time = Duration::from_nanos(done.queue_nanoseconds).min(passed - invoke_time);
-        Ok(Self {
+        let answer = Self {
             outputs,
             own_memory,
             queue_time,
             invoke_time,
             lease,
-        })
+        };
+        for (index, spec) in specs.iter().enumerate() {
+            if spec.datatype == Datatype::Bytes {
+                strings::check(answer.output(index), answer.shape(index))
+                    .map_err(|error| wrong(format!("output {:?}: {error}", spec.name)))?;
+            }
+        }
+        Ok(answer)
     }
 
+    /// The bytes of an output; strings in the form of [`crate::strings`].
     pub fn output(&self, index: usize) -> &[u8] {
         let Some(output) = self.outputs.get(index) else {
             return &[];
@@ -246,27 +273,20 @@ fn check(
         .iter()
         .map(|&d| d.into())
         .collect();
-    let fits = shape.len() == spec.shape.len()
-        && shape
-            .iter()
-            .zip(&spec.shape)
-            .all(|(&is, &wanted)| wanted == -1 || is == wanted);
-    if !fits {
+    if !spec.allows_answer(&shape) {
         return Err(format!(
             "output {name:?} has the shape {shape:?}; the manifest says {:?}",
             spec.shape
         ));
     }
-    let element = spec.datatype.size();
-    let expected = output
-        .shape
-        .elements()
-        .and_then(|e| e.checked_mul(element?));
     let (offset, length) = (
         usize::try_from(output.offset).unwrap_or(usize::MAX),
         usize::try_from(output.length).unwrap_or(usize::MAX),
     );
-    if expected != Some(length) {
+    // How long strings are, they say themselves.
+    if let Some(size) = spec.datatype.size()
+        && output.shape.elements().and_then(|e| e.checked_mul(size)) != Some(length)
+    {
         return Err(format!(
             "output {name:?} has {length} bytes for the shape {shape:?}"
         ));
@@ -284,7 +304,6 @@ fn check(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use edgeward_models::manifest::Datatype;
 
     fn spec() -> TensorSpec {
         TensorSpec {
@@ -319,6 +338,12 @@ mod tests {
             check(&spec(), &output(0, 16, [1, 4]), 128, 88).is_err(),
             "not the manifest's shape"
         );
+        let unranked = TensorSpec {
+            shape: vec![],
+            ..spec()
+        };
+        assert!(check(&unranked, &output(0, 24, [2, 3]), 128, 88).is_ok());
+        assert!(check(&unranked, &output(0, 4, [2, 3]), 128, 88).is_err());
         let (max, most) = (i64::from(i32::MAX), u64::MAX);
         assert!(check(&spec(), &output(0, most, [max, 3]), 128, 88).is_err());
     }

@@ -180,8 +180,7 @@ impl Layout {
 fn total(tensors: &[TensorSpec]) -> u64 {
     tensors
         .iter()
-        .map(|t| t.least_bytes().unwrap_or(0))
-        .map(|bytes| bytes.saturating_add(ALIGNMENT as u64))
+        .map(|tensor| tensor.room().saturating_add(ALIGNMENT as u64))
         .fold(0, u64::saturating_add)
 }
 

@@ -95,7 +95,7 @@ pub enum FromWorker {
 }
 
 /// Dimensions of a tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Shape {
     rank: u8,
     dimensions: [i32; MAX_DIMENSIONS],

@@ -132,7 +132,10 @@ async fn wrong_requests_are_named_and_take_nothing_away() {
         Err(ServeError::Invalid(_))
     ));
     let mut request = served.begin(0, 256, deadline).await.expect("a slot");
-    let error = request.input(&[1, 8, 8]).map(|_| ()).expect_err("rank");
+    let error = request
+        .input(&[1, 8, 8], 256)
+        .map(|_| ())
+        .expect_err("rank");
     assert!(error.to_string().contains("image"), "{error}");
     drop(request);
     let request = served.begin(0, 256, deadline).await.expect("a slot");
@@ -140,11 +143,11 @@ async fn wrong_requests_are_named_and_take_nothing_away() {
     assert_eq!(error.to_string(), "input \"image\" is missing");
     let mut request = served.begin(0, 256, deadline).await.expect("a slot");
     request
-        .input(&[1, 8, 8, 1])
+        .input(&[1, 8, 8, 1], 256)
         .expect("the only input")
         .fill(0);
     let error = request
-        .input(&[1, 8, 8, 1])
+        .input(&[1, 8, 8, 1], 256)
         .map(|_| ())
         .expect_err("one more");
     assert!(matches!(error, ServeError::Invalid(_)), "{error}");

@@ -180,7 +180,7 @@ pub async fn infer(
     shape[0] = batch.len() as i64 / (one * 4);
     let deadline = Instant::now() + deadline;
     let mut request = served.begin(0, batch.len(), deadline).await?;
-    request.input(&shape)?.copy_from_slice(batch);
+    request.input(&shape, batch.len())?.copy_from_slice(batch);
     request.infer().await
 }
 

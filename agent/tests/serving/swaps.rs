@@ -86,7 +86,7 @@ async fn a_request_that_found_the_old_version_is_answered_by_it_after_the_swap()
         .await
         .expect("a slot");
     drop(served);
-    let memory = request.input(&[1, 8, 8, 1]).expect("memory");
+    let memory = request.input(&[1, 8, 8, 1], 256).expect("memory");
     memory.copy_from_slice(&bytes);
     let answer = request.infer().await.expect("an answer");
     assert!(close(&floats(answer.output(0)), &output));

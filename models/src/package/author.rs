@@ -239,7 +239,7 @@ fn split_stem(stem: &str) -> Option<(&str, Version)> {
 }
 
 /// Room for requests whose free dimensions are larger than 1, which is what they are for: thirty-two times the
-/// least, and no less than 64 KiB. 0, "what the shapes need", where no dimension is free.
+/// least, and no less than 256 KiB (four seconds of sound). 0, "what the shapes need", where no dimension is free.
 fn room_for_free_dimensions(signatures: &[Signature]) -> u64 {
     let room = |signature: &Signature| -> u64 {
         if !signature
@@ -249,11 +249,11 @@ fn room_for_free_dimensions(signatures: &[Signature]) -> u64 {
         {
             return 0;
         }
-        let least = signature.inputs.iter().filter_map(TensorSpec::least_bytes);
+        let least = signature.inputs.iter().map(TensorSpec::room);
         least
             .fold(0, u64::saturating_add)
             .saturating_mul(32)
-            .max(64 << 10)
+            .max(256 << 10)
     };
     signatures
         .iter()

@@ -121,6 +121,33 @@ fn golden_vectors_that_do_not_fit_the_signature_are_refused_in_words() {
 }
 
 #[test]
+fn golden_strings_stand_beside_golden_numbers_and_are_counted_like_them() {
+    let sample = std::fs::read(samples().join("accumulator-1.0.0/manifest.json")).expect("read");
+    let mut manifest = Manifest::parse(&sample).expect("manifest");
+    manifest.signatures[0].inputs[0].datatype = Datatype::Bytes;
+    manifest.signatures[0].inputs[0].shape = vec![-1];
+    let name: FileName = "golden.json".parse().expect("name");
+    let parse = |x: &str| {
+        let y = r#""outputs":{"y":{"shape":[1,4],"data":[1,2,3,4]}}"#;
+        let text = format!(r#"{{"vectors":[{{"inputs":{{"x":{x}}},{y}}}]}}"#);
+        parse_golden(&manifest, &name, text.as_bytes())
+    };
+    let golden = parse(r#"{"shape":[2],"strings":["a",""]}"#).expect("golden");
+    assert_eq!(golden.vectors[0].inputs["x"].strings, ["a", ""]);
+    for (x, words) in [
+        (
+            r#"{"shape":[3],"strings":["a",""]}"#,
+            "2 values in \"strings\"",
+        ),
+        (r#"{"shape":[2],"data":[1,2]}"#, "belong into \"strings\""),
+        (r#"{"shape":[2],"data":["a","b"]}"#, "golden vectors"),
+    ] {
+        let error = parse(x).expect_err("refused");
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
 fn a_tflite_file_becomes_a_package_that_opens_again() {
     let directory = tempfile::tempdir().expect("tempdir");
     let model = directory.path().join("hand-digits-2.0.0-rc.1.tflite");

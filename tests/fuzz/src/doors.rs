@@ -7,9 +7,11 @@ use edgeward_agent::api::body::{Body, check_transfer};
 use edgeward_agent::api::coding::{Coding, Unpacker};
 use edgeward_agent::api::numbers;
 use edgeward_agent::api::oip::infer::{number_header, prepare};
+use edgeward_agent::api::oip::inputs::Source;
 use edgeward_agent::api::oip::reply::HEADER_LENGTH;
 use edgeward_agent::api::oip::request::{Content, InferRequest};
 use edgeward_agent::api::route::Route;
+use edgeward_agent::strings;
 use edgeward_models::Manifest;
 use edgeward_models::manifest::{Datatype, byte_size};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -140,9 +142,15 @@ pub fn infer_body(data: &[u8]) {
         let digits = include_bytes!("../../../models/samples/digits-1.0.0/manifest.json");
         let accumulator = include_bytes!("../../../models/samples/accumulator-1.0.0/manifest.json");
         let parsed = [&digits[..], accumulator].map(Manifest::parse);
-        parsed.into_iter().flatten().map(Arc::new).collect()
+        let mut parsed: Vec<Manifest> = parsed.into_iter().flatten().collect();
+        // The same with strings.
+        let mut words = parsed[0].clone();
+        words.signatures[0].inputs[0].datatype = Datatype::Bytes;
+        words.signatures[0].inputs[0].shape = vec![-1];
+        parsed.push(words);
+        parsed.into_iter().map(Arc::new).collect()
     });
-    assert_eq!(manifests.len(), 2, "the samples are gone");
+    assert_eq!(manifests.len(), 3, "the samples are gone");
     let Some((length, body)) = small(data) else {
         return;
     };
@@ -158,19 +166,24 @@ pub fn infer_body(data: &[u8]) {
         let mut total = 0;
         for (spec, fill) in signature.inputs.iter().zip(&prepared.fills) {
             let shape = fill.shape.iter().map(|d| *d as u64);
-            let bytes = byte_size(spec.datatype, shape).expect("a shape that was let through");
-            total += bytes;
-            match &fill.content {
-                Content::Binary(range) => {
-                    assert_eq!(range.len() as u64, bytes);
+            let needed = byte_size(spec.datatype, shape);
+            assert!(needed.is_none_or(|needed| needed == fill.bytes as u64));
+            total += fill.bytes;
+            match &fill.source {
+                Source::Binary(range) => {
+                    assert_eq!(range.len(), fill.bytes);
                     assert!(range.end <= whole.len(), "a tensor outside the body");
                 }
-                Content::Json(range) => {
+                Source::Json(range) => {
                     assert!(prepared.json.get(range.clone()).is_some());
                 }
+                Source::Strings(bytes) => {
+                    strings::check(bytes, &fill.shape).expect("strings of this shape");
+                }
+                Source::OneString(range) => assert_eq!(range.len(), whole.len()),
             }
         }
-        assert_eq!(total, prepared.bytes as u64);
+        assert_eq!(total, prepared.bytes);
     }
 }
 

@@ -6,8 +6,8 @@
 //! place. Dropping the future (the caller hung up) gives the slot back and cancels what has not begun.
 //!
 //! `Inference-Header-Content-Length` says where the JSON ends and the binary tensors begin; 0 means that
-//! the whole body is the one input of a model with one input and at most one free dimension, and every
-//! output comes back binary. `Edgeward-Timeout-Ms` sets the deadline, as the parameter `timeout` does (in
+//! the whole body is the one input of a model with one input and at most one free dimension (its one string, where
+//! the input is BYTES), and every output comes back binary. `Edgeward-Timeout-Ms` sets the deadline, as the parameter `timeout` does (in
 //! microseconds); the shorter one counts, from the arrival of the headers.
 
 use std::borrow::Cow;
@@ -20,9 +20,9 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{HeaderMap, Response, StatusCode};
 
-use super::inputs::{self, Fill};
+use super::inputs::{self, Fill, Source};
 use super::reply::{self, HEADER_LENGTH, Wish};
-use super::request::{Content, InferRequest};
+use super::request::InferRequest;
 use crate::api::body::{self, Body};
 use crate::api::coding::Coding;
 use crate::api::connection::Shared;
@@ -229,7 +229,7 @@ pub fn prepare(
         return Ok(Prepared {
             json: Bytes::new(),
             timeout: None,
-            bytes: body.len(),
+            bytes: fill.bytes,
             fills: vec![fill],
             wish: wish(0, None, outputs.collect()),
             sequence: None,
@@ -272,7 +272,7 @@ pub fn prepare(
     };
     let signature = &manifest.signatures[index];
     let outputs = reply::wished_outputs(&request, signature)?;
-    let (fills, bytes) = inputs::matched(&request, signature, json_length)?;
+    let (fills, bytes) = inputs::matched(&request, signature, &json)?;
     let timeout = request.timeout;
     let sequence = request.sequence;
     let wish = wish(index, request.id.map(Cow::into_owned), outputs);
@@ -294,7 +294,7 @@ async fn fill(
     body: Body,
     wish: &Wish,
 ) -> Result<(Request, Vec<Fill>), ApiError> {
-    let any_json = fills.iter().any(|f| matches!(f.content, Content::Json(_)));
+    let any_json = fills.iter().any(|f| matches!(f.source, Source::Json(_)));
     if !(any_json && json.len() > LONG_JSON) && body.len() <= LONG_COPY {
         inputs::write(&mut request, wish.signature(), &fills, &json, &body)?;
         return Ok((request, fills));

@@ -1,7 +1,12 @@
 //! The inputs of a request against the model's signature: names, datatypes, shapes and sizes first, then the
 //! values, straight into the slot.
 //!
+//! Strings are as long as they are: those in JSON are decoded before there is a slot, binary ones (each with its
+//! length) are believed to be as many bytes as the header says, and checked when they lie in the slot.
+//!
 //! Every refusal names the tensor and what was expected of it.
+
+use std::ops::Range;
 
 use edgeward_models::manifest::{Datatype, Signature, TensorSpec, byte_size};
 
@@ -11,20 +16,35 @@ use crate::api::body::Body;
 use crate::api::error::ApiError;
 use crate::api::numbers;
 use crate::serving::{Request, check_shape};
+use crate::strings;
 
 /// How one input gets into its place.
 #[derive(Debug, PartialEq)]
 pub struct Fill {
     pub shape: Vec<i64>,
-    /// JSON: a place in the JSON text. Binary: a place in the whole body.
-    pub content: Content,
+    pub bytes: usize,
+    pub source: Source,
 }
 
-/// Finds each input of the signature in the request and checks it; returns the bytes of all.
+/// Where the values of an input come from.
+#[derive(Debug, PartialEq)]
+pub enum Source {
+    /// This place of the JSON text.
+    Json(Range<usize>),
+    /// This place of the whole body.
+    Binary(Range<usize>),
+    /// Strings that stood in the JSON.
+    Strings(Vec<u8>),
+    /// One string, which is this place of the whole body.
+    OneString(Range<usize>),
+}
+
+/// Finds each input of the signature in the request, which was read from `json`, and checks it; returns the bytes
+/// of all.
 pub fn matched(
     request: &InferRequest<'_>,
     signature: &Signature,
-    json_length: usize,
+    json: &[u8],
 ) -> Result<(Vec<Fill>, usize), ApiError> {
     for (index, input) in request.inputs.iter().enumerate() {
         if !signature.inputs.iter().any(|spec| spec.name == input.name) {
@@ -58,45 +78,73 @@ pub fn matched(
                 input.datatype
             )));
         }
-        refuse_unsupported(spec)?;
-        let bytes = check_shape(spec, &input.shape)?;
-        let content = match &input.content {
-            Content::Json(range) => Content::Json(range.clone()),
-            Content::Binary(range) if range.len() as u64 == bytes => {
-                Content::Binary(json_length + range.start..json_length + range.end)
-            }
+        let needed = check_shape(spec, &input.shape)?;
+        let fill = match &input.content {
+            Content::Json(range) => from_json(spec, &input.shape, needed, json, range.clone()),
             Content::Binary(range) => {
-                return Err(ApiError::invalid(format!(
-                    "input {name:?}: binary_data_size is {}, expected {bytes} for {expected} {:?}",
-                    range.len(),
-                    input.shape
-                )));
+                let bytes = range.len();
+                let (start, end) = (json.len() + range.start, json.len() + range.end);
+                match needed {
+                    Some(needed) if needed != bytes as u64 => Err(ApiError::invalid(format!(
+                        "input {name:?}: binary_data_size is {bytes}, expected {needed} for {expected} {:?}",
+                        input.shape
+                    ))),
+                    _ => Ok(Fill {
+                        shape: input.shape.clone(),
+                        bytes,
+                        source: Source::Binary(start..end),
+                    }),
+                }
             }
-        };
-        total = usize::try_from(bytes)
-            .ok()
-            .and_then(|bytes| total.checked_add(bytes))
+        }?;
+        total = total
+            .checked_add(fill.bytes)
             .ok_or_else(|| ApiError::invalid(format!("input {name:?}: its shape is absurd")))?;
-        fills.push(Fill {
-            shape: input.shape.clone(),
-            content,
-        });
+        fills.push(fill);
     }
     Ok((fills, total))
 }
 
-fn refuse_unsupported(spec: &TensorSpec) -> Result<(), ApiError> {
-    match spec.datatype {
-        Datatype::Bytes => Err(ApiError::invalid(format!(
-            "input {:?}: {} is not supported by this server",
-            spec.name,
-            spec.datatype.name()
-        ))),
-        _ => Ok(()),
-    }
+/// An input whose values stand in the JSON. `needed`: its bytes, but for strings.
+fn from_json(
+    spec: &TensorSpec,
+    shape: &[i64],
+    needed: Option<u64>,
+    json: &[u8],
+    range: Range<usize>,
+) -> Result<Fill, ApiError> {
+    let absurd = || ApiError::invalid(format!("input {:?}: its shape is absurd", spec.name));
+    let (bytes, source) = match needed {
+        Some(bytes) => (
+            usize::try_from(bytes).map_err(|_| absurd())?,
+            Source::Json(range),
+        ),
+        None => {
+            let count = shape
+                .iter()
+                .try_fold(1usize, |all, &d| all.checked_mul(usize::try_from(d).ok()?));
+            let text = json.get(range).unwrap_or_default();
+            let strings = numbers::read_strings(text, count.ok_or_else(absurd)?);
+            let strings = strings.map_err(|error| wrong_data(spec, shape, &error))?;
+            (strings.len(), Source::Strings(strings))
+        }
+    };
+    Ok(Fill {
+        shape: shape.to_vec(),
+        bytes,
+        source,
+    })
 }
 
-/// The raw form: the body is the input.
+fn wrong_data(spec: &TensorSpec, shape: &[i64], error: &numbers::DataError) -> ApiError {
+    ApiError::invalid(format!(
+        "input {:?} ({} {shape:?}): {error}",
+        spec.name,
+        spec.datatype.name()
+    ))
+}
+
+/// The raw form: the body is the input, or its one string.
 pub fn raw(signature: &Signature, length: usize) -> Result<Fill, ApiError> {
     let [spec] = signature.inputs.as_slice() else {
         return Err(ApiError::invalid(format!(
@@ -104,8 +152,10 @@ pub fn raw(signature: &Signature, length: usize) -> Result<Fill, ApiError> {
             names(&signature.inputs)
         )));
     };
-    refuse_unsupported(spec)?;
     let name = &spec.name;
+    if spec.datatype == Datatype::Bytes {
+        return one_string(spec, length);
+    }
     let datatype = spec.datatype.name();
     let free = spec.shape.iter().filter(|d| **d < 0).count();
     if free > 1 {
@@ -137,7 +187,26 @@ pub fn raw(signature: &Signature, length: usize) -> Result<Fill, ApiError> {
     check_shape(spec, &shape)?;
     Ok(Fill {
         shape,
-        content: Content::Binary(0..length),
+        bytes: length,
+        source: Source::Binary(0..length),
+    })
+}
+
+/// A raw body for strings is one of them, without its length.
+fn one_string(spec: &TensorSpec, length: usize) -> Result<Fill, ApiError> {
+    let shape: Vec<i64> = spec.shape.iter().map(|d| (*d).max(1)).collect();
+    let bytes = length.checked_add(strings::LENGTH);
+    let bytes = bytes.filter(|_| u32::try_from(length).is_ok() && shape.iter().all(|d| *d == 1));
+    let Some(bytes) = bytes else {
+        return Err(ApiError::invalid(format!(
+            "input {:?}: a raw body ({HEADER_LENGTH}: 0) is one string, and BYTES {:?} are more",
+            spec.name, spec.shape
+        )));
+    };
+    Ok(Fill {
+        shape,
+        bytes,
+        source: Source::OneString(0..length),
     })
 }
 
@@ -163,25 +232,30 @@ pub fn write(
     body: &Body,
 ) -> Result<(), ApiError> {
     for (spec, fill) in signature.inputs.iter().zip(fills) {
-        let place = request.input(&fill.shape)?;
-        match &fill.content {
-            Content::Json(range) => {
+        let place = request.input(&fill.shape, fill.bytes)?;
+        let missing = || {
+            ApiError::invalid(format!(
+                "input {:?}: the body does not hold its bytes",
+                spec.name
+            ))
+        };
+        match &fill.source {
+            Source::Json(range) => {
                 let text = json.get(range.clone()).unwrap_or_default();
-                numbers::read(spec.datatype, text, place).map_err(|error| {
-                    ApiError::invalid(format!(
-                        "input {:?} ({} {:?}): {error}",
-                        spec.name,
-                        spec.datatype.name(),
-                        fill.shape
-                    ))
-                })?;
+                numbers::read(spec.datatype, text, place)
+                    .map_err(|error| wrong_data(spec, &fill.shape, &error))?;
             }
-            Content::Binary(range) => {
+            Source::Strings(strings) => place.copy_from_slice(strings),
+            Source::Binary(range) => {
                 if range.len() != place.len() || !body.copy_to(range.start, place) {
-                    return Err(ApiError::invalid(format!(
-                        "input {:?}: the body does not hold its bytes",
-                        spec.name
-                    )));
+                    return Err(missing());
+                }
+            }
+            Source::OneString(range) => {
+                let (length, text) = place.split_at_mut(strings::LENGTH);
+                length.copy_from_slice(&(range.len() as u32).to_le_bytes());
+                if range.len() != text.len() || !body.copy_to(range.start, text) {
+                    return Err(missing());
                 }
             }
         }

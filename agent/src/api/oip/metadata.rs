@@ -95,14 +95,32 @@ fn describe(manifest: &Manifest) -> Value {
     if let Some(licence) = &manifest.licence {
         properties.insert("licence".to_owned(), licence.clone().into());
     }
-    json!({
+    let mut description = json!({
         "name": manifest.model.as_str(),
         "versions": [manifest.version.to_string()],
         "platform": "tensorflow_lite",
         "inputs": tensors(&signature.inputs),
         "outputs": tensors(&signature.outputs),
-        "properties": properties,
-    })
+    });
+    if manifest.signatures.len() > 1 {
+        // The protocol knows one signature. These are what the parameter `signature_name` may say.
+        let names: Vec<&str> = manifest
+            .signatures
+            .iter()
+            .map(|s| s.name.as_str())
+            .collect();
+        properties.insert("signature_names".to_owned(), names.join(",").into());
+        let all = manifest.signatures.iter().map(|signature| {
+            json!({
+                "name": signature.name,
+                "inputs": tensors(&signature.inputs),
+                "outputs": tensors(&signature.outputs),
+            })
+        });
+        description["signatures"] = all.collect();
+    }
+    description["properties"] = properties.into();
+    description
 }
 
 fn tensors(specs: &[TensorSpec]) -> Vec<Value> {
@@ -155,6 +173,36 @@ mod tests {
         assert_eq!(
             description["inputs"],
             json!([{"name": "image", "datatype": "FP32", "shape": [-1, 8, 8, 1]}])
+        );
+        assert!(description.get("signatures").is_none());
+    }
+
+    #[test]
+    fn a_model_with_several_signatures_describes_each() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../models/samples/digits-1.0.0/manifest.json"
+        );
+        let mut manifest =
+            Manifest::parse(&std::fs::read(path).expect("sample")).expect("manifest");
+        let mut other = manifest.default_signature().clone();
+        other.name = "other".to_owned();
+        other.inputs[0].shape = vec![8];
+        manifest.signatures.push(other);
+        let description = describe(&manifest);
+        let first = manifest.default_signature().name.as_str();
+        assert_eq!(
+            description["properties"]["signature_names"],
+            format!("{first},other")
+        );
+        assert_eq!(
+            description["signatures"][0]["inputs"],
+            description["inputs"]
+        );
+        assert_eq!(description["signatures"][1]["name"], "other");
+        assert_eq!(
+            description["signatures"][1]["inputs"][0]["shape"],
+            json!([8])
         );
     }
 }

@@ -1,7 +1,7 @@
 //! The answer to an infer request: outputs as JSON, as binary, or mixed.
 //!
-//! JSON cannot write NaN and infinities. An output that holds one and was not asked for in binary form is
-//! answered 422, with a text that says so: an invented `null` or an unreadable token would be worse.
+//! JSON cannot write NaN, infinities and bytes that are no text. An output that holds one and was not asked for in
+//! binary form is answered 422, with a text that says so: an invented `null` or an unreadable token would be worse.
 
 use std::sync::Arc;
 

@@ -12,6 +12,7 @@ use edgeward_models::manifest::{Datatype, Signature, TensorSpec};
 use edgeward_models::tflite_file;
 
 use super::instance::Instance;
+use super::scout::Scout;
 use crate::tflite::{Delegate, Graph, Interpreter, Library, Model, Tensor, TfliteError};
 use crate::worker::wire::{DelegateSetup, Setup};
 
@@ -84,16 +85,19 @@ fn build(
             Graph::Main => reason,
             Graph::Signature(_) => format!("signature {}: {reason}", signature.name),
         })?;
-        prepare(&mut interpreter, graph, signature, setup.golden)?;
+        prepare(&mut interpreter, graph, signature, setup)?;
         graphs.push(graph);
     }
     // A plugin may keep the addresses that tensors had when it was prepared.
     let in_place = !matches!(setup.delegate, DelegateSetup::Plugin(_));
-    Ok(Instance::new(interpreter, graphs, in_place))
+    let scout = (setup.delegate != DelegateSetup::Builtin)
+        .then(|| Scout::new(model, &setup.signatures))
+        .flatten();
+    Ok(Instance::new(interpreter, graphs, in_place, scout))
 }
 
 /// A model with one signature is its main graph, whether the file names the signature or not.
-fn graph(
+pub(super) fn graph(
     interpreter: &mut Interpreter,
     signature: &Signature,
     signatures: usize,
@@ -114,17 +118,23 @@ fn prepare(
     interpreter: &mut Interpreter,
     graph: Graph,
     signature: &Signature,
-    golden: bool,
+    setup: &Setup,
 ) -> Result<(), String> {
-    if signature.inputs.iter().any(|i| i.shape.contains(&-1)) {
-        // One published model takes no placeholder shape at all, and with XNNPACK dies of it. Where golden
-        // vectors follow they bring real shapes; otherwise better to see a refusal here than at a request.
-        if golden {
-            return Ok(());
-        }
-        return allocate_at_least_shapes(interpreter, graph, signature);
+    if !has_free_dimensions(signature) {
+        return interpreter.allocate(graph).map_err(text);
     }
-    interpreter.allocate(graph).map_err(text)
+    // One published model takes no placeholder shape at all, and with XNNPACK dies of it. The evidence brings real
+    // shapes; only what no shape can change is better seen here than at a request, and the built-in kernels
+    // tell it in peace.
+    if setup.golden || setup.delegate != DelegateSetup::Builtin {
+        return Ok(());
+    }
+    allocate_at_least_shapes(interpreter, graph, signature)
+}
+
+/// Whether a request decides on the size of an input.
+pub(super) fn has_free_dimensions(signature: &Signature) -> bool {
+    signature.inputs.iter().any(|i| i.shape.contains(&-1))
 }
 
 fn allocate_at_least_shapes(
@@ -166,7 +176,7 @@ fn check(interpreter: &Interpreter, graph: Graph, signature: &Signature) -> Resu
             ));
         }
     }
-    let free = signature.inputs.iter().any(|i| i.shape.contains(&-1));
+    let free = has_free_dimensions(signature);
     for (index, spec) in signature.inputs.iter().enumerate() {
         let tensor = interpreter.input(graph, index);
         check_tensor("input", tensor.as_ref(), spec, true)?;
@@ -187,11 +197,6 @@ fn check_tensor(
 ) -> Result<(), String> {
     let name = &spec.name;
     let tensor = tensor.ok_or_else(|| format!("{kind} {name:?}: the model has no such tensor"))?;
-    if spec.datatype == Datatype::Bytes {
-        return Err(format!(
-            "{kind} {name:?}: tensors of strings are not served"
-        ));
-    }
     if tensor.datatype() != Some(spec.datatype) {
         let has = tensor
             .datatype()
@@ -207,8 +212,8 @@ fn check_tensor(
             .iter()
             .zip(&spec.shape)
             .all(|(&has, &says)| says == -1 || says == has);
-    // Before it is run, an output whose rank depends on the data has none.
-    let unknown = kind == "output" && tensor.rank() == 0;
+    // An output that depends on the data has no rank before it is run, or in the file none.
+    let unknown = kind == "output" && (tensor.rank() == 0 || spec.shape.is_empty());
     if with_shape && !fits && !unknown {
         return Err(format!(
             "{kind} {name:?}: the model has the shape {shape:?}; the manifest says {:?}",

@@ -10,6 +10,7 @@ mod instance;
 mod jobs;
 mod load;
 mod placement;
+mod scout;
 mod streams;
 
 use std::fs::File;
