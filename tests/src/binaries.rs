@@ -66,6 +66,17 @@ pub fn debian() -> Option<PathBuf> {
     Some(in_target("debian")).filter(|path| path.exists())
 }
 
+/// A public model, by its package and its name without `.tflite`, such as `mediapipe/hand_recrop`.
+pub fn public_model(name: &str) -> PathBuf {
+    let path = in_target("public-models").join(format!("{name}.tflite"));
+    assert!(
+        path.is_file(),
+        "no public model at {}: run tests/setup.sh --tests (`make test` does)",
+        path.display()
+    );
+    path
+}
+
 /// The Python of the environment with the reference interpreter and the reference client.
 pub fn python() -> PathBuf {
     let path = match std::env::var_os("EDGEWARD_PYTHON") {

@@ -3,7 +3,8 @@
 //!
 //! [`Fleet`] is an operator's desk with a broker; [`Device`] is one agent of it; [`Package`] is a model version
 //! made ready to push; [`Site`] is a device that gets its versions by hand; [`Container`] is one with a systemd of
-//! its own; [`http`] speaks to an agent's doors; [`load`] keeps asking while something happens.
+//! its own; [`http`] speaks to an agent's doors; [`reference`] compares its answers with another
+//! interpreter's; [`load`] keeps asking while something happens.
 //! Everything panics with what was being done when it does not work: a scenario has nothing to do about it.
 //! Processes end with the test that started them, and their logs are shown when it fails.
 
@@ -23,6 +24,7 @@ pub mod plugin;
 pub mod process;
 pub mod publisher;
 pub mod python;
+pub mod reference;
 pub mod relay;
 pub mod site;
 pub mod small_disk;
