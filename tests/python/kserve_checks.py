@@ -3,7 +3,7 @@ Unix socket, where HTTP/2 is spoken without having been agreed on.
 
 usage: kserve_checks.py --url HOST:PORT --ca CA.pem --token TOKEN --socket PATH --package DIRECTORY [--package …]
 
-Each package directory is a model that the agent serves. Prints a line per check and exits with 1 if one failed.
+Each package directory is a model that the agent serves, as it does `words` and `two` of odd_models.py. Prints a line per check and exits with 1 if one failed.
 In a process of its own: kserve and tritonclient cannot be loaded together.
 """
 
@@ -73,6 +73,25 @@ async def infer_binary(*arguments):
     await infer(*arguments, binary=True)
 
 
+async def strings_and_signatures(client, base, headers, _packages):
+    # This client reads answers as text only, whatever form they came in.
+    values = ["plain", "", "zwölf"]
+    for binary in (False, True):
+        words, picks = InferInput("words", [3], "BYTES"), InferInput("picks", [2], "INT32")
+        words.set_data_from_numpy(np.array(values, np.object_), binary_data=binary)
+        picks.set_data_from_numpy(np.array([2, 0], np.int32), binary_data=binary)
+        asked = InferRequest("words", [words, picks], parameters={"binary_data_output": binary})
+        response = await client.infer(base, asked, model_name="words", headers=dict(headers))
+        picked = [v.decode() if isinstance(v, bytes) else v for v in response.outputs[0].as_numpy()]
+        assert picked == [values[2], values[0]], picked
+    x = InferInput("x", [1, 4], "FP32")
+    x.set_data_from_numpy(np.ones((1, 4), np.float32))
+    for parameters, expected in (({}, -1), ({"signature_name": "double"}, 2)):
+        asked = InferRequest("two", [x], parameters={"binary_data_output": True, **parameters})
+        response = await client.infer(base, asked, model_name="two", headers=dict(headers))
+        assert (response.outputs[0].as_numpy() == expected).all(), response.outputs[0].as_numpy()
+
+
 async def refusals_have_a_reason(client, base, headers, packages):
     package = packages[0]
     values = np.zeros((1, 3), np.float32)
@@ -114,7 +133,7 @@ async def run(options):
 
         async with InferenceRESTClient(RESTConfig(transport=transport, protocol="v2", timeout=30)) as client:
             client._client.event_hooks = {"response": [note]}
-            checks = (health, infer_json, infer_binary, refusals_have_a_reason, version_is_the_one_expected)
+            checks = (health, infer_json, infer_binary, strings_and_signatures, refusals_have_a_reason, version_is_the_one_expected)
             for check in checks:
                 done += 1
                 try:

@@ -3,7 +3,7 @@
 usage: tritonclient_checks.py --url HOST:PORT --ca CA.pem --token TOKEN --package DIRECTORY [--package …]
 
 Each package directory (manifest.json and golden.json) is a model that the agent serves; its golden vectors are
-the expected answers. Prints a line per check and exits with 1 if one failed.
+the expected answers. The models `words` and `two` of odd_models.py are served, too. Prints a line per check and exits with 1 if one failed.
 """
 
 import argparse
@@ -190,6 +190,36 @@ def nan_is_no_json_and_travels_as_binary(server, headers, _options, models):
     answer = infer(model.tensor(given, True), True).as_numpy(model.outputs[0]["name"])
     assert np.isnan(answer).any(), answer
     assert "binary_data" in refused(422, lambda: infer(model.tensor(given, True), False))
+
+
+@check
+def strings_travel_as_json_and_as_bytes(server, headers, _options, _models):
+    text = np.array(["plain", "", "zwölf\n", "\U0001f600"], dtype=np.object_)
+    anything = np.array([b"\xff\x00", b"", b"text"], dtype=np.object_)
+    for values, given, wished in ((text, False, False), (text, True, False), (text, False, True), (anything, True, True)):
+        words = triton.InferInput("words", list(values.shape), "BYTES")
+        words.set_data_from_numpy(values, binary_data=given)
+        picks = triton.InferInput("picks", [2], "INT32")
+        picks.set_data_from_numpy(np.array([2, 0], np.int32))
+        wish = [triton.InferRequestedOutput(name, binary_data=wished) for name in ("picked", "listed")]
+        result = server.infer("words", [words, picks], outputs=wish, headers=dict(headers))
+        in_bytes = lambda array: [v if isinstance(v, bytes) else v.encode() for v in array.ravel()]
+        expected = in_bytes(values)
+        assert in_bytes(result.as_numpy("picked")) == [expected[2], expected[0]], result.as_numpy("picked")
+        listed = result.as_numpy("listed")
+        assert listed.shape == (len(values), 1) and in_bytes(listed) == expected, listed
+    assert server.get_model_metadata("words", headers=dict(headers))["inputs"][0]["datatype"] == "BYTES"
+
+
+@check
+def a_signature_is_chosen_by_its_name(server, headers, _options, _models):
+    values = np.array([[1, -2, 0.5, 0]], np.float32)
+    x = triton.InferInput("x", [1, 4], "FP32")
+    x.set_data_from_numpy(values)
+    infer = lambda **more: server.infer("two", [x], headers=dict(headers), **more).as_numpy("y")
+    assert (infer() == -values).all()
+    assert (infer(parameters={"signature_name": "double"}) == 2 * values).all()
+    assert "halve" in refused(400, lambda: infer(parameters={"signature_name": "halve"}))
 
 
 @check

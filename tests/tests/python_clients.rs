@@ -1,13 +1,23 @@
 //! The packages that clients of other servers use, as their users have them, against both doors.
 
-use edgeward_tests::{Site, binaries, device, python};
+use edgeward_tests::fleet::path;
+use edgeward_tests::{Package, Site, binaries, device, python};
 
 const SAMPLES: [&str; 3] = ["digits-1.0.0", "digits-int8-1.0.0", "breast-cancer-1.0.0"];
+/// Of `odd_models.py`: strings, and two signatures.
+const ODD: [&str; 2] = ["words", "two"];
 
 fn serving_samples() -> Site {
     let site = Site::new(|_| {});
     for sample in SAMPLES {
         site.sign(&binaries::sample(sample), &[]).expect_success();
+    }
+    let directory = site.fleet.directory().join("odd");
+    python::run("odd_models.py", [path(&directory)]).expect_success();
+    for model in ODD {
+        let file = directory.join(format!("{model}.tflite"));
+        let package = Package::of_tflite(&file, model, site.fleet.directory());
+        site.sign(package.path(), &[]).expect_success();
     }
     site.carry().expect_success();
     site

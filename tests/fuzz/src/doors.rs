@@ -187,6 +187,24 @@ pub fn infer_body(data: &[u8]) {
     }
 }
 
+/// Strings as JSON text. The first byte says how many.
+pub fn strings_json(data: &[u8]) {
+    let Some((count, text)) = data.split_first() else {
+        return;
+    };
+    let count = usize::from(*count);
+    let Ok(bytes) = numbers::read_strings(text, count) else {
+        return;
+    };
+    let json: Result<serde_json::Value, _> = serde_json::from_slice(text);
+    json.expect("what is taken is JSON");
+    strings::check(&bytes, &[count as i64]).expect("as many as were asked for");
+    let mut written = Vec::new();
+    numbers::write(Datatype::Bytes, &bytes, &mut written).expect("what was read can be written");
+    let again = numbers::read_strings(&written, count).expect("what was written can be read");
+    assert_eq!(bytes, again);
+}
+
 /// Tensor data as JSON text. The first byte says which datatype, the second how many values.
 pub fn tensor_json(data: &[u8]) {
     const DATATYPES: [Datatype; 6] = [
@@ -213,4 +231,27 @@ pub fn tensor_json(data: &[u8]) {
     let mut again = vec![0; values.len()];
     numbers::read(datatype, &written, &mut again).expect("what was written can be read");
     assert_eq!(values, again);
+}
+
+/// A tensor of strings in the binary form, of so many elements as the first byte says. What is taken is written again
+/// as it was; what is text becomes JSON and comes back from it.
+pub fn strings(data: &[u8]) {
+    let Some((count, bytes)) = data.split_first() else {
+        return;
+    };
+    let count = usize::from(*count);
+    if strings::check(bytes, &[count as i64]).is_err() {
+        return;
+    }
+    let mut again = Vec::new();
+    for (number, element) in strings::elements(bytes).enumerate() {
+        let element = element.expect("an element that was counted");
+        strings::push(&mut again, number, element).expect("as long as it was");
+    }
+    assert_eq!(again, bytes);
+    let mut json = Vec::new();
+    if numbers::write(Datatype::Bytes, bytes, &mut json).is_ok() {
+        let back = numbers::read_strings(&json, count).expect("what was written can be read");
+        assert_eq!(back, bytes);
+    }
 }

@@ -22,6 +22,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("infer-json", doors::infer_json),
     ("metadata", fleet::metadata),
     ("path", doors::path),
+    ("strings", doors::strings),
+    ("strings-json", doors::strings_json),
     ("tensor-json", doors::tensor_json),
     ("topic", fleet::topic),
 ];
