@@ -30,6 +30,8 @@ enum Command {
     Enroll(commands::enroll::Args),
     /// Apply a signed repository from a directory, such as a USB stick.
     Import(commands::import::Args),
+    /// Read the audit log and check that nobody changed it.
+    Audit(commands::audit::Args),
     /// Say what the running agent serves and how it is.
     Status(commands::status::Args),
     /// Make a bearer token for the TLS door.
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Command::CheckConfig(args) => args.run(&cli.config),
         Command::Enroll(args) => args.run(&cli.config),
         Command::Import(args) => args.run(&cli.config),
+        Command::Audit(args) => args.run(&cli.config),
         Command::Status(args) => args.run(&cli.config),
         Command::Token(args) => args.run(&cli.config),
         Command::Worker(args) => args.run(&cli.config),

@@ -1,5 +1,6 @@
 //! One file per verb of `edgeward`.
 
+pub mod audit;
 pub mod check_config;
 pub mod enroll;
 pub mod import;

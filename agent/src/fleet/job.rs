@@ -189,6 +189,7 @@ impl Workshop {
         let mut tries = 1;
         loop {
             let fetched = parts
+                .clone()
                 .fetch(&*goal.source, &self.cache, |have, of| {
                     board.model(model, |line| {
                         line.phase = Phase::Fetching { have, of };

@@ -10,7 +10,6 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use edgeward_models::chunk::{ChunkError, ChunkRef, Source, open_chunk, pack_target};
 use edgeward_models::durable::{self, Access, DurableError, lossy};
 use edgeward_models::name::FileName;
@@ -140,10 +139,18 @@ impl Parts {
     /// The bytes of disk that an installation takes at its height: what is fetched lies there twice until it is
     /// installed, as chunks and as files.
     pub async fn needs(self: Arc<Self>, cache: ChunkCache) -> Result<u64, TransferError> {
-        // Reads and hashes all that is cached.
-        let missing = tokio::task::spawn_blocking(move || (self.missing(&cache), self.bytes()));
-        let (missing, bytes) = missing.await.map_err(|_| TransferError::Aborted)?;
-        Ok(bytes + missing.iter().map(|c| u64::from(c.length)).sum::<u64>())
+        let missing = self.clone().look_for_missing(cache).await?;
+        let missing = missing.iter().map(|c| u64::from(c.length));
+        Ok(self.bytes() + missing.sum::<u64>())
+    }
+
+    /// Reads and hashes all that is cached, so not on this thread, which also keeps the connection to the broker.
+    async fn look_for_missing(
+        self: Arc<Self>,
+        cache: ChunkCache,
+    ) -> Result<Vec<ChunkRef>, TransferError> {
+        let missing = tokio::task::spawn_blocking(move || self.missing(&cache));
+        missing.await.map_err(|_| TransferError::Aborted)
     }
 
     fn missing(&self, cache: &ChunkCache) -> Vec<ChunkRef> {
@@ -174,33 +181,34 @@ impl Parts {
 
     /// Fetches what the cache lacks. `progress` hears (bytes here, bytes of all). Returns the bytes fetched.
     pub async fn fetch(
-        &self,
+        self: Arc<Self>,
         source: &dyn Source,
         cache: &ChunkCache,
         progress: impl Fn(u64, u64),
     ) -> Result<u64, TransferError> {
         let of = self.bytes();
-        let missing = self.missing(cache);
+        let missing = self.clone().look_for_missing(cache.clone()).await?;
         let lacking: u64 = missing.iter().map(|c| u64::from(c.length)).sum();
         let mut have = of.saturating_sub(lacking);
         progress(have, of);
         let mut arrivals = futures::stream::iter(missing)
-            .map(|chunk| async move { (chunk, fetch_chunk(source, &chunk).await) })
+            .map(|chunk| async move { (chunk, fetch_chunk(source, cache, chunk).await) })
             .buffer_unordered(CONCURRENT_CHUNKS);
         let (mut fetched, mut absent) = (0, Vec::new());
         while let Some((chunk, arrived)) = arrivals.next().await {
             match arrived {
-                Ok(compressed) => {
-                    cache.put(&chunk.sha256, &compressed)?;
-                    fetched += compressed.len() as u64;
+                Ok(travelled) => {
+                    fetched += travelled;
                     have += u64::from(chunk.length);
                     progress(have, of);
                 }
                 // The others may be there, and what is here need not be asked for again.
-                Err(ChunkError::Missing(digest)) if absent.len() < MISSING_CHUNKS => {
+                Err(TransferError::Chunk(ChunkError::Missing(digest)))
+                    if absent.len() < MISSING_CHUNKS =>
+                {
                     absent.push(digest);
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
         if let Some(digest) = absent.first() {
@@ -244,11 +252,23 @@ fn reuse_file(cache: &ChunkCache, path: &Path, missing: &mut HashSet<Digest>) {
     }
 }
 
-async fn fetch_chunk(source: &dyn Source, chunk: &ChunkRef) -> Result<Bytes, ChunkError> {
-    let compressed = source.chunk(&chunk.sha256).await?;
+/// Fetches a chunk into the cache; the bytes that travelled.
+async fn fetch_chunk(
+    source: &dyn Source,
+    cache: &ChunkCache,
+    chunk: ChunkRef,
+) -> Result<u64, TransferError> {
+    let compressed = source.chunk(&chunk.sha256).await;
+    let compressed = compressed.map_err(ChunkError::from)?;
     let compressed = compressed.ok_or(ChunkError::Missing(chunk.sha256))?;
-    open_chunk(chunk, &compressed)?;
-    Ok(compressed)
+    let cache = cache.clone();
+    // Decompressed, hashed and written elsewhere: a large model must not starve the connection it comes over.
+    let kept = tokio::task::spawn_blocking(move || {
+        open_chunk(&chunk, &compressed)?;
+        cache.put(&chunk.sha256, &compressed)?;
+        Ok(compressed.len() as u64)
+    });
+    kept.await.map_err(|_| TransferError::Aborted)?
 }
 
 fn assemble_file(

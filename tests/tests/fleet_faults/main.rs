@@ -5,4 +5,5 @@ mod denied;
 mod forgetful;
 mod outbox;
 mod poison;
+mod slow;
 mod statuses;

@@ -101,7 +101,7 @@ fn a_damaged_outbox_costs_its_samples_which_are_counted_and_nothing_else() {
     let mut lost = 0;
     for (name, damage) in damages {
         fleet.broker().kill();
-        collect(&ward, 2);
+        collect(&ward, 1);
         ward.kill();
         lost += waiting(&outbox(&ward)).expect("a sentinel");
         damage(&ward);
@@ -112,7 +112,7 @@ fn a_damaged_outbox_costs_its_samples_which_are_counted_and_nothing_else() {
 
     // While it runs.
     fleet.broker().kill();
-    lost += collect(&ward, 2);
+    lost += collect(&ward, 1);
     std::fs::remove_dir_all(database(&ward)).expect("remove");
     wait::until("the loss to be noticed", wait::PATIENCE, || {
         let log = ward.log();

@@ -8,7 +8,8 @@
 //! active/{model}/pointer        which version serves and which one did before: replaced atomically
 //! desired                       the sequence applied per group
 //! incoming/ chunks/             work in progress: emptied at start; fetched chunks, kept to resume
-//! outbox/ audit.log             telemetry that waits; the audit log
+//! outbox/                       telemetry that waits
+//! audit.log audit/              the audit log: its newest file, and those before it
 //! delegate-caches/              `serving::driver_caches`'s: what drivers compiled
 //! ```
 //! An installation becomes visible by one rename, an activation by one pointer write, so at any instant the
