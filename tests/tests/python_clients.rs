@@ -42,3 +42,20 @@ fn tritonclient_and_kserve_infer_and_ask_for_health_and_metadata() {
     let socket = site.device.socket_path().display().to_string();
     ask(&site, "kserve_checks.py", &["--socket", &socket]);
 }
+
+#[test]
+fn grpc_clients_of_triton_and_kserve_and_grpcs_own_tools_find_all_they_ask_for() {
+    let site = serving_samples();
+    let file = site.fleet.directory().join("both.tflite");
+    python::run("two_inputs.py", [path(&file)]).expect_success();
+    let both = Package::of_tflite(&file, "both", site.fleet.directory());
+    site.install(both.path());
+    let socket = site.device.socket_path().display().to_string();
+    let local = ["--socket", &socket];
+    let two_inputs = [&local[..], &["--two-inputs", "both"]].concat();
+    ask(&site, "tritonclient_grpc_checks.py", &two_inputs);
+    ask(&site, "kserve_grpc_checks.py", &local);
+    let protos = binaries::root().join("agent/protos").display().to_string();
+    let with_protos = [&local[..], &["--protos", &protos]].concat();
+    ask(&site, "grpc_tools_checks.py", &with_protos);
+}

@@ -114,6 +114,14 @@ pub fn check_transfer(headers: &HeaderMap) -> Result<(), ApiError> {
     .closing())
 }
 
+pub fn too_large(limit: Limit<'_>) -> ApiError {
+    let Limit { bytes, whose } = limit;
+    ApiError::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        format!("the body is larger than {bytes} bytes, the limit of {whose}"),
+    )
+}
+
 /// Reads a body of at most `limit` bytes within `time`, unpacking it if it is compressed.
 pub async fn gather(
     body: &mut Incoming,
@@ -122,16 +130,8 @@ pub async fn gather(
     room: &Room,
     time: Duration,
 ) -> Result<Body, ApiError> {
-    let Limit {
-        bytes: limit,
-        whose,
-    } = limit;
-    let too_large = || {
-        ApiError::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the body is larger than {limit} bytes, the limit of {whose}"),
-        )
-    };
+    let too_large = || too_large(limit);
+    let limit = limit.bytes;
     let size = body.size_hint();
     if size.lower() > limit {
         return Err(too_large());
@@ -171,8 +171,7 @@ pub async fn gather(
                 return Err(too_large());
             }
         }
-        whole.join_small();
-        Ok(whole)
+        Ok(whole.whole())
     };
     tokio::time::timeout(time, read).await.unwrap_or_else(|_| {
         let text = match declared {
@@ -215,7 +214,7 @@ impl From<Bytes> for Body {
 }
 
 impl Body {
-    fn push(&mut self, data: Bytes, room: &Room) -> Result<(), ApiError> {
+    pub(super) fn push(&mut self, data: Bytes, room: &Room) -> Result<(), ApiError> {
         self.length += data.len();
         room.take(&mut self.taken, self.length)?;
         // The first frame is often the only one, and is not copied.
@@ -237,6 +236,24 @@ impl Body {
         }
     }
 
+    /// The body, once nothing more comes.
+    pub(super) fn whole(mut self) -> Self {
+        self.join_small();
+        self
+    }
+
+    /// Adds bytes that were made here out of the body's own, and says where they begin.
+    pub(super) fn append(&mut self, data: Vec<u8>) -> usize {
+        let start = self.length;
+        self.length += data.len();
+        self.frames.push(data.into());
+        start
+    }
+
+    pub(super) fn frames(&self) -> &[Bytes] {
+        &self.frames
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.length
     }
@@ -254,6 +271,11 @@ impl Body {
                 self.copy_to(0, &mut joined).then(|| joined.into())
             }
         }
+    }
+
+    /// All bytes in one piece.
+    pub fn joined(&self) -> Bytes {
+        self.head(self.length).unwrap_or_default()
     }
 
     /// Copies the bytes from `offset` on into all of `out`. `false`: there are too few.
@@ -290,8 +312,7 @@ impl Body {
             let pushed = body.push(Bytes::copy_from_slice(frame), &room);
             assert!(pushed.is_ok());
         }
-        body.join_small();
-        body
+        body.whole()
     }
 }
 

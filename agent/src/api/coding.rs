@@ -21,9 +21,9 @@ use super::error::ApiError;
 /// What is said of a body that cannot be taken.
 const KNOWN: &str = "gzip, deflate";
 /// Shorter answers are sent as they are: compression would cost more than it saves.
-const WORTHWHILE: u64 = 1024;
+pub const WORTHWHILE: u64 = 1024;
 /// Longer ones are compressed on a thread of their own.
-const LONG: u64 = 64 << 10;
+pub const LONG: u64 = 64 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coding {
@@ -32,14 +32,14 @@ pub enum Coding {
 }
 
 impl Coding {
-    const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Gzip => "gzip",
             Self::Deflate => "deflate",
         }
     }
 
-    fn named(name: &str) -> Option<Self> {
+    pub fn named(name: &str) -> Option<Self> {
         if name.eq_ignore_ascii_case("gzip") || name.eq_ignore_ascii_case("x-gzip") {
             Some(Self::Gzip)
         } else if name.eq_ignore_ascii_case("deflate") {
@@ -88,6 +88,24 @@ impl Coding {
             _ => Some(Self::Deflate),
         }
     }
+
+    /// Compresses fast rather than small.
+    pub fn packed(self, plain: &[u8]) -> io::Result<Vec<u8>> {
+        let level = Compression::fast();
+        let out = Vec::with_capacity(plain.len() / 2);
+        match self {
+            Self::Gzip => {
+                let mut encoder = GzEncoder::new(out, level);
+                encoder.write_all(plain)?;
+                encoder.finish()
+            }
+            Self::Deflate => {
+                let mut encoder = ZlibEncoder::new(out, level);
+                encoder.write_all(plain)?;
+                encoder.finish()
+            }
+        }
+    }
 }
 
 /// The weight of `q=…`; what is no weight counts as none.
@@ -111,7 +129,7 @@ fn unsupported(what: String) -> ApiError {
 
 /// Why a compressed body cannot be unpacked.
 #[derive(Debug, thiserror::Error)]
-#[error("the body is not the {coding} that its Content-Encoding says: {what}")]
+#[error("the body is not the {coding} that its headers say: {what}")]
 pub struct Corrupt {
     coding: &'static str,
     what: String,
@@ -203,11 +221,11 @@ pub async fn pack(response: Response<Full<Bytes>>, request: &HeaderMap) -> Respo
     let plain = body.to_bytes();
     let packed = if plain.len() as u64 > LONG {
         let plain = plain.clone();
-        tokio::task::spawn_blocking(move || packed(coding, &plain))
+        tokio::task::spawn_blocking(move || coding.packed(&plain))
             .await
             .ok()
     } else {
-        Some(packed(coding, &plain))
+        Some(coding.packed(&plain))
     };
     parts
         .headers
@@ -222,23 +240,6 @@ pub async fn pack(response: Response<Full<Bytes>>, request: &HeaderMap) -> Respo
         _ => plain,
     };
     Response::from_parts(parts, Full::new(body))
-}
-
-fn packed(coding: Coding, plain: &[u8]) -> io::Result<Vec<u8>> {
-    let level = Compression::fast();
-    let out = Vec::with_capacity(plain.len() / 2);
-    match coding {
-        Coding::Gzip => {
-            let mut encoder = GzEncoder::new(out, level);
-            encoder.write_all(plain)?;
-            encoder.finish()
-        }
-        Coding::Deflate => {
-            let mut encoder = ZlibEncoder::new(out, level);
-            encoder.write_all(plain)?;
-            encoder.finish()
-        }
-    }
 }
 
 #[cfg(test)]
@@ -317,7 +318,7 @@ mod tests {
     fn what_is_cut_off_spoilt_or_followed_by_more_is_refused() {
         let plain = b"tensor ".repeat(100);
         for coding in [Coding::Gzip, Coding::Deflate] {
-            let whole = packed(coding, &plain).expect("packed");
+            let whole = coding.packed(&plain).expect("packed");
             for length in 0..whole.len() {
                 assert!(
                     unpack(coding, &whole[..length], 7).is_err(),
@@ -339,7 +340,7 @@ mod tests {
     #[test]
     fn no_piece_is_large_however_much_a_body_swells() {
         for coding in [Coding::Gzip, Coding::Deflate] {
-            let mut bomb: Bytes = packed(coding, &vec![0; 64 << 20]).expect("packed").into();
+            let mut bomb: Bytes = coding.packed(&vec![0; 64 << 20]).expect("packed").into();
             assert!(bomb.len() < 1 << 20, "{}", bomb.len());
             let mut unpacker = Unpacker::new(coding);
             let mut total = 0;
@@ -359,7 +360,7 @@ mod tests {
             plain in proptest::collection::vec(0u8..4, 0..100_000), step in 1usize..5000,
         ) {
             for coding in [Coding::Gzip, Coding::Deflate] {
-                let packed = packed(coding, &plain).expect("packed");
+                let packed = coding.packed(&plain).expect("packed");
                 prop_assert_eq!(&unpack(coding, &packed, step).expect("unpacked"), &plain);
             }
         }

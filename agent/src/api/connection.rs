@@ -30,10 +30,11 @@ use super::auth::Gate;
 use super::awake::Awake;
 use super::error::ApiError;
 use super::oip::{infer, metadata};
+use super::outgoing::Outgoing;
 use super::pulse::{Answering, Felt, Patience, Pulse, Verdict};
 use super::route::Route;
 use super::sparing::Sparing;
-use super::{body, coding};
+use super::{body, coding, grpc};
 use crate::config::Config;
 use crate::serving::Engine;
 
@@ -78,6 +79,7 @@ struct Connection {
     shared: Arc<Shared>,
     gate: Gate,
     pulse: Arc<Pulse>,
+    closing: watch::Receiver<Closing>,
 }
 
 /// Answers requests until either side has had enough.
@@ -105,6 +107,7 @@ pub async fn serve<S>(
         shared: Arc::clone(&shared),
         gate,
         pulse: Arc::clone(&pulse),
+        closing: closing.clone(),
     });
     let service = service_fn(move |request| {
         let connection = Arc::clone(&connection);
@@ -113,7 +116,7 @@ pub async fn serve<S>(
             Ok::<_, Infallible>(connection.respond(request, answering).await)
         }
     });
-    let stream = TokioIo::new(Felt::new(stream, ahead, Arc::clone(&pulse)));
+    let stream = TokioIo::new(Felt::new(stream, ahead, http2, Arc::clone(&pulse)));
     let watchdog = Watchdog {
         shared: &shared,
         pulse: &pulse,
@@ -227,9 +230,10 @@ impl Connection {
         &self,
         request: Request<Incoming>,
         answering: Answering,
-    ) -> Response<Full<Bytes>> {
+    ) -> Response<Outgoing> {
         let arrival = Instant::now();
         let (parts, mut incoming) = request.into_parts();
+        let grpc = grpc::is_call(&parts);
         let token = match self.gate.admit(&parts.headers) {
             Ok(token) => token,
             Err(error) => {
@@ -237,10 +241,20 @@ impl Connection {
                     let status = error.status.as_u16();
                     tracing::warn!(status, left_out, "request refused: {}", error.text);
                 }
+                if grpc {
+                    answering.done();
+                    return grpc::status::refused(&error);
+                }
                 return refuse(error, &parts, &mut incoming, answering).await;
             }
         };
         let span = tracing::debug_span!("request", path = parts.uri.path(), token);
+        if grpc {
+            let (shared, closing) = (Arc::clone(&self.shared), self.closing.clone());
+            return grpc::answer(shared, closing, &parts, incoming, arrival, answering)
+                .instrument(span)
+                .await;
+        }
         let answer = self.answer(&parts, &mut incoming, arrival);
         let result = answer.instrument(span.clone()).await;
         match result {
@@ -248,7 +262,7 @@ impl Connection {
                 tracing::debug!(parent: &span, status = response.status().as_u16(), "answered");
                 let response = coding::pack(response, &parts.headers).await;
                 answering.done();
-                response
+                response.map(Outgoing::from)
             }
             Err(error) => {
                 let status = error.status.as_u16();
@@ -307,12 +321,12 @@ async fn refuse(
     parts: &Parts,
     incoming: &mut Incoming,
     answering: Answering,
-) -> Response<Full<Bytes>> {
+) -> Response<Outgoing> {
     let asks_first = parts.headers.contains_key(header::EXPECT);
     error.close = parts.version != Version::HTTP_2
         && (!body::discard(incoming, asks_first).await || error.close);
     if !error.gone {
         answering.done();
     }
-    error.into_response()
+    error.into_response().map(Outgoing::from)
 }

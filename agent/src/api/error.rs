@@ -75,6 +75,13 @@ impl ApiError {
         self.with_header(header::RETRY_AFTER, HeaderValue::from(seconds))
     }
 
+    /// When the same request may be tried again.
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        let (name, value) = self.header.as_ref()?;
+        let seconds = (name == header::RETRY_AFTER).then_some(value)?;
+        seconds.to_str().ok()?.parse().ok()
+    }
+
     pub fn with_header(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
         self.header = Some((name, value));
         self

@@ -35,6 +35,8 @@ pub enum Scalar<'a> {
     Bool(bool),
     /// Its text; a valid JSON number.
     Number(&'a str),
+    /// One that did not come as text.
+    Whole(u64),
     Text(Cow<'a, str>),
 }
 
@@ -49,6 +51,7 @@ impl Scalar<'_> {
     pub fn as_u64(&self) -> Option<u64> {
         match self {
             Self::Number(text) => text.parse().ok(),
+            Self::Whole(number) => Some(*number),
             _ => None,
         }
     }

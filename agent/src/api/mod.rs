@@ -2,8 +2,8 @@
 //!
 //! `commands::serve` binds the doors early (a wrong key or a socket in use stops the start before anything
 //! is loaded) and opens them when the models answer. A request passes [`accept`] (a place, a connection),
-//! [`auth`] with [`peers`] or [`tls`] (who asks), [`connection`] (limits of time), [`route`] and [`oip`]
-//! (what is asked) and then `serving`. Errors become status codes in [`error`] only.
+//! [`auth`] with [`peers`] or [`tls`] (who asks), [`connection`] (limits of time), [`route`] and [`oip`], or
+//! [`grpc`] and [`oip_grpc`] (what is asked), and then `serving`. Errors become status codes in [`error`] only.
 //!
 //! Promises: nothing listens on the network unless the configuration says so, and then only with
 //! authentication or the words that waive it; the number of connections, the size of headers and bodies and
@@ -11,16 +11,21 @@
 
 mod accept;
 mod auth;
+mod authority;
 mod awake;
 pub mod body;
 pub mod coding;
 mod connection;
 mod decimal;
 pub mod error;
+pub mod grpc;
 pub mod json;
 pub mod numbers;
 pub mod oip;
+pub mod oip_grpc;
+mod outgoing;
 pub mod peers;
+pub mod protobuf;
 mod pulse;
 mod refusal;
 pub mod route;

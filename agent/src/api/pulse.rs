@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::authority::Authority;
 use super::refusal;
 
 /// Time a connection may spend in each state.
@@ -140,6 +141,25 @@ impl Answering {
     pub fn done(mut self) {
         self.answered = true;
     }
+
+    /// This much of the answer is on the way, and the peer may ask for more.
+    pub fn pause(self) -> Paused {
+        let pulse = Arc::clone(&self.pulse);
+        self.done();
+        Paused { pulse }
+    }
+}
+
+/// A request that is open and waits for its peer: nothing keeps its connection from being idle.
+#[derive(Debug)]
+pub struct Paused {
+    pulse: Arc<Pulse>,
+}
+
+impl Paused {
+    pub fn resume(&self) -> Answering {
+        self.pulse.request(true)
+    }
 }
 
 impl Drop for Answering {
@@ -156,15 +176,19 @@ pub struct Felt<S> {
     ahead: Bytes,
     /// What is to be written in place of something that counts as written.
     owed: Bytes,
+    /// Over HTTP/2: makes what stands for a socket's path an authority.
+    authority: Option<Authority>,
 }
 
 impl<S> Felt<S> {
-    pub fn new(stream: S, ahead: Bytes, pulse: Arc<Pulse>) -> Self {
+    /// `ahead`: what was read to find out whether this is HTTP/2; if so, all of its preface and no more.
+    pub fn new(stream: S, ahead: Bytes, http2: bool, pulse: Arc<Pulse>) -> Self {
         Self {
             stream,
             pulse,
             ahead,
             owed: Bytes::new(),
+            authority: http2.then(Authority::default),
         }
     }
 
@@ -212,6 +236,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Felt<S> {
         }
         let before = buffer.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if let Some(authority) = &mut self.authority {
+            authority.pass(&mut buffer.filled_mut()[before..]);
+        }
         if buffer.filled().len() > before {
             self.pulse.bytes_came();
         }
@@ -310,6 +337,21 @@ mod tests {
         assert!(matches!(pulse.verdict(none), Verdict::Later(_)));
         second.done();
         pulse.bytes_came();
+        assert_eq!(pulse.verdict(none), Verdict::Idle);
+    }
+
+    #[test]
+    fn a_stream_that_waits_for_its_peer_leaves_its_connection_idle() {
+        let none = Patience {
+            header: Duration::ZERO,
+            idle: Duration::ZERO,
+        };
+        let pulse = Pulse::new();
+        let paused = pulse.request(true).pause();
+        assert_eq!(pulse.verdict(none), Verdict::Idle);
+        let again = paused.resume();
+        assert!(matches!(pulse.verdict(none), Verdict::Later(_)));
+        again.done();
         assert_eq!(pulse.verdict(none), Verdict::Idle);
     }
 

@@ -30,5 +30,6 @@ pub use engine::{Engine, EngineEvent, Prepared, ServedModel};
 pub use error::{LoadFailure, ServeError};
 pub use sequences::{Sequence, SequenceId};
 pub use served::{Request, Served};
+pub use stats::Statistics;
 
 pub use crate::worker::Answer;

@@ -12,7 +12,7 @@ use super::admission::{check_input, retry_after_seconds};
 use super::error::{RETRY_SOON_SECONDS, ServeError};
 use super::loaded::{Hold, Loaded};
 use super::sequences::{NoTurn, Sequence, Sequences, Turn};
-use super::stats::{Outcome, Times};
+use super::stats::{Outcome, Statistics, Times};
 use crate::strings;
 use crate::worker::{Answer, Slot, WorkerError};
 
@@ -75,6 +75,10 @@ impl Served {
     /// Whether a request would find a worker.
     pub fn ready(&self) -> bool {
         self.hold.ready()
+    }
+
+    pub fn statistics(&self) -> Statistics {
+        self.hold.stats.statistics()
     }
 
     /// Takes a slot for a request of `bytes` input bytes; waits at most the configured queue time and never
@@ -251,10 +255,12 @@ impl Request {
                     turn.answered();
                 }
                 tally.outcome = Outcome::Succeeded;
+                let answered = Instant::now();
                 hold.stats.succeeded(Times {
                     queue: waited + answer.queue_time(),
                     invoke: answer.invoke_time(),
-                    total: tally.begun.elapsed(),
+                    total: answered.saturating_duration_since(tally.begun),
+                    answered,
                 });
                 if let Some(digest) = known {
                     hold.poison.answered(&digest);

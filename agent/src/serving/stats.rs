@@ -6,7 +6,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use edgeward_models::fleet::telemetry::ModelSample;
 use edgeward_models::{ModelName, Version};
@@ -64,10 +64,28 @@ pub(super) struct Times {
     pub(super) queue: Duration,
     pub(super) invoke: Duration,
     pub(super) total: Duration,
+    pub(super) answered: Instant,
+}
+
+/// What a version did since it was loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Statistics {
+    pub succeeded: u64,
+    /// Refused or failed; not those that their caller left.
+    pub failed: u64,
+    /// Sums over the requests that succeeded.
+    pub queue: Duration,
+    pub invoke: Duration,
+    pub total: Duration,
+    /// The last one's answer.
+    pub latest: Option<SystemTime>,
 }
 
 #[derive(Debug)]
 pub(super) struct Stats {
+    loaded: Instant,
+    /// When the last answer came, in nanoseconds from then.
+    latest_nanos: AtomicU64,
     outcomes: [AtomicU64; Outcome::ALL.len()],
     crashes: AtomicU64,
     latest_invoke_micros: AtomicU64,
@@ -90,6 +108,8 @@ struct Interval {
 impl Stats {
     pub(super) fn new() -> Self {
         Self {
+            loaded: Instant::now(),
+            latest_nanos: AtomicU64::new(0),
             outcomes: Default::default(),
             crashes: AtomicU64::new(0),
             latest_invoke_micros: AtomicU64::new(0),
@@ -112,6 +132,9 @@ impl Stats {
         self.total.record(times.total);
         let invoke = micros(times.invoke);
         self.latest_invoke_micros.store(invoke, Ordering::Relaxed);
+        let latest = times.answered.saturating_duration_since(self.loaded);
+        let latest = u64::try_from(latest.as_nanos()).unwrap_or(u64::MAX);
+        self.latest_nanos.store(latest, Ordering::Relaxed);
         let mut interval = self.interval();
         interval.outcomes[Outcome::Succeeded as usize] += 1;
         interval.queue.saturating_record(micros(times.queue));
@@ -135,6 +158,24 @@ impl Stats {
 
     pub(super) fn crashes(&self) -> u64 {
         self.crashes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn statistics(&self) -> Statistics {
+        let failed = Outcome::ALL
+            .iter()
+            .filter(|(outcome, _)| !matches!(outcome, Outcome::Succeeded | Outcome::Cancelled));
+        let latest = Duration::from_nanos(self.latest_nanos.load(Ordering::Relaxed));
+        let ago = self.loaded.elapsed().saturating_sub(latest);
+        Statistics {
+            succeeded: self.count(Outcome::Succeeded),
+            failed: failed.map(|(outcome, _)| self.count(*outcome)).sum(),
+            queue: self.queue.sum(),
+            invoke: self.invoke.sum(),
+            total: self.total.sum(),
+            latest: (!latest.is_zero())
+                .then(|| SystemTime::now().checked_sub(ago))
+                .flatten(),
+        }
     }
 
     pub(super) fn latest_invoke_micros(&self) -> u64 {
@@ -213,8 +254,12 @@ impl Buckets {
         })
     }
 
+    fn sum(&self) -> Duration {
+        Duration::from_nanos(self.sum_nanos.load(Ordering::Relaxed))
+    }
+
     pub(super) fn sum_seconds(&self) -> f64 {
-        self.sum_nanos.load(Ordering::Relaxed) as f64 / 1e9
+        self.sum().as_secs_f64()
     }
 }
 
@@ -227,6 +272,7 @@ mod tests {
             queue: Duration::from_micros(queue),
             invoke: Duration::from_micros(invoke),
             total: Duration::from_micros(queue + invoke),
+            answered: Instant::now(),
         }
     }
 
@@ -250,6 +296,12 @@ mod tests {
         assert_eq!((empty.succeeded, empty.invoke_p99_us), (0, 0));
         assert_eq!(stats.count(Outcome::Succeeded), 100);
         assert_eq!(stats.crashes(), 1);
+        let statistics = stats.statistics();
+        assert_eq!((statistics.succeeded, statistics.failed), (100, 2));
+        assert_eq!(statistics.invoke, Duration::from_micros(50_500));
+        let ago = statistics.latest.expect("an answer").elapsed();
+        assert!(ago.expect("past") < Duration::from_secs(60));
+        assert_eq!(Stats::new().statistics().latest, None);
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod client;
 mod coding;
 mod commands;
 mod device;
+mod grpc;
 mod hostile;
 mod http2;
 mod infer;

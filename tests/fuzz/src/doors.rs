@@ -6,7 +6,7 @@ use bytes::Bytes;
 use edgeward_agent::api::body::{Body, check_transfer};
 use edgeward_agent::api::coding::{Coding, Unpacker};
 use edgeward_agent::api::numbers;
-use edgeward_agent::api::oip::infer::{number_header, prepare};
+use edgeward_agent::api::oip::infer::{Prepared, number_header, prepare};
 use edgeward_agent::api::oip::inputs::Source;
 use edgeward_agent::api::oip::reply::HEADER_LENGTH;
 use edgeward_agent::api::oip::request::{Content, InferRequest};
@@ -137,6 +137,22 @@ pub fn infer_json(data: &[u8]) {
 
 /// A whole body against the models that it may be for: where its JSON ends, the rest.
 pub fn infer_body(data: &[u8]) {
+    let Some((length, body)) = small(data) else {
+        return;
+    };
+    // All ones: no header, the whole body is JSON.
+    let length = (length != u16::MAX).then_some(u64::from(length));
+    let whole = Bytes::copy_from_slice(body);
+    let body = Body::from(whole.clone());
+    for manifest in manifests() {
+        if let Ok(prepared) = prepare(manifest, &body, length) {
+            check(&prepared, whole.len());
+        }
+    }
+}
+
+/// The models that a request may be for.
+pub fn manifests() -> &'static [Arc<Manifest>] {
     static MANIFESTS: OnceLock<Vec<Arc<Manifest>>> = OnceLock::new();
     let manifests = MANIFESTS.get_or_init(|| {
         let digits = include_bytes!("../../../models/samples/digits-1.0.0/manifest.json");
@@ -151,40 +167,33 @@ pub fn infer_body(data: &[u8]) {
         parsed.into_iter().map(Arc::new).collect()
     });
     assert_eq!(manifests.len(), 3, "the samples are gone");
-    let Some((length, body)) = small(data) else {
-        return;
-    };
-    // All ones: no header, the whole body is JSON.
-    let length = (length != u16::MAX).then_some(u64::from(length));
-    let whole = Bytes::copy_from_slice(body);
-    let body = Body::from(whole.clone());
-    for manifest in manifests {
-        let Ok(prepared) = prepare(manifest, &body, length) else {
-            continue;
-        };
-        let signature = prepared.wish.signature();
-        let mut total = 0;
-        for (spec, fill) in signature.inputs.iter().zip(&prepared.fills) {
-            let shape = fill.shape.iter().map(|d| *d as u64);
-            let needed = byte_size(spec.datatype, shape);
-            assert!(needed.is_none_or(|needed| needed == fill.bytes as u64));
-            total += fill.bytes;
-            match &fill.source {
-                Source::Binary(range) => {
-                    assert_eq!(range.len(), fill.bytes);
-                    assert!(range.end <= whole.len(), "a tensor outside the body");
-                }
-                Source::Json(range) => {
-                    assert!(prepared.json.get(range.clone()).is_some());
-                }
-                Source::Strings(bytes) => {
-                    strings::check(bytes, &fill.shape).expect("strings of this shape");
-                }
-                Source::OneString(range) => assert_eq!(range.len(), whole.len()),
+    manifests
+}
+
+/// What is promised of a request that was let through, whose body has `length` bytes.
+pub fn check(prepared: &Prepared, length: usize) {
+    let signature = prepared.wish.signature();
+    let mut total = 0;
+    for (spec, fill) in signature.inputs.iter().zip(&prepared.fills) {
+        let shape = fill.shape.iter().map(|d| *d as u64);
+        let needed = byte_size(spec.datatype, shape);
+        assert!(needed.is_none_or(|needed| needed == fill.bytes as u64));
+        total += fill.bytes;
+        match &fill.source {
+            Source::Binary(range) => {
+                assert_eq!(range.len(), fill.bytes);
+                assert!(range.end <= length, "a tensor outside the body");
             }
+            Source::Json(range) => {
+                assert!(prepared.json.get(range.clone()).is_some());
+            }
+            Source::Strings(bytes) => {
+                strings::check(bytes, &fill.shape).expect("strings of this shape");
+            }
+            Source::OneString(range) => assert_eq!(range.len(), length),
         }
-        assert_eq!(total, prepared.bytes);
     }
+    assert_eq!(total, prepared.bytes);
 }
 
 /// Strings as JSON text. The first byte says how many.

@@ -7,6 +7,7 @@
 
 mod doors;
 mod fleet;
+mod grpc;
 
 /// Takes any bytes; panics when a promise is broken.
 pub type Target = fn(&[u8]);
@@ -17,6 +18,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("content-coding", doors::content_coding),
     ("enrolment", fleet::enrolment),
     ("fleet-cbor", fleet::cbor),
+    ("grpc-framing", grpc::framing),
+    ("grpc-infer", grpc::infer),
     ("headers", doors::headers),
     ("infer-body", doors::infer_body),
     ("infer-json", doors::infer_json),

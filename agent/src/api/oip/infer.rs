@@ -28,7 +28,7 @@ use crate::api::coding::Coding;
 use crate::api::connection::Shared;
 use crate::api::error::ApiError;
 use crate::config::Limits;
-use crate::serving::{Request, Sequence, ServeError, Served};
+use crate::serving::{Answer, Request, Sequence, ServeError, Served};
 
 /// Milliseconds that the caller gives the whole request.
 pub const TIMEOUT_HEADER: &str = "edgeward-timeout-ms";
@@ -84,6 +84,24 @@ pub async fn infer(
         prepare_in_turn(served.manifest(), body, json_length),
     )
     .await?;
+    let (answer, wish, timeout) = put(&served, prepared, body, asked, arrival, limits).await?;
+    if !reply::is_long(&answer, &wish) {
+        return reply::build(&answer, &wish);
+    }
+    let built = on_own_thread(move || reply::build(&answer, &wish));
+    on_time(arrival, timeout, built).await
+}
+
+/// Puts a prepared request to its version; also tells the time that it was given in all. `asked`: what its headers
+/// give it.
+pub async fn put(
+    served: &Served,
+    prepared: Prepared,
+    body: Body,
+    asked: Option<Duration>,
+    arrival: Instant,
+    limits: &Limits,
+) -> Result<(Answer, Wish, Duration), ApiError> {
     let Prepared {
         json,
         timeout,
@@ -111,11 +129,7 @@ pub async fn infer(
         }
         error => error.into(),
     })?;
-    if !reply::is_long(&answer, &wish) {
-        return reply::build(&answer, &wish);
-    }
-    let built = on_own_thread(move || reply::build(&answer, &wish));
-    on_time(arrival, timeout, built).await
+    Ok((answer, wish, timeout))
 }
 
 /// More than any reasonable request for this model: JSON takes up to a dozen bytes per byte of a tensor.
@@ -216,12 +230,6 @@ pub fn prepare(
     body: &Body,
     json_length: Option<u64>,
 ) -> Result<Prepared, ApiError> {
-    let wish = |signature, id, outputs| Wish {
-        manifest: Arc::clone(manifest),
-        signature,
-        id,
-        outputs,
-    };
     if json_length == Some(0) {
         let signature = manifest.default_signature();
         let fill = inputs::raw(signature, body.len())?;
@@ -231,7 +239,12 @@ pub fn prepare(
             timeout: None,
             bytes: fill.bytes,
             fills: vec![fill],
-            wish: wish(0, None, outputs.collect()),
+            wish: Wish {
+                manifest: Arc::clone(manifest),
+                signature: 0,
+                id: None,
+                outputs: outputs.collect(),
+            },
             sequence: None,
         });
     }
@@ -249,6 +262,15 @@ pub fn prepare(
     };
     let json = body.head(json_length).unwrap_or_default();
     let request = InferRequest::parse(&json, body.len() - json_length)?;
+    checked(manifest, request, json.clone())
+}
+
+/// A request that was read from `json`, against the model of `manifest`. Its binary parts follow the JSON.
+pub fn checked(
+    manifest: &Arc<Manifest>,
+    request: InferRequest<'_>,
+    json: Bytes,
+) -> Result<Prepared, ApiError> {
     if let Some(name) = &request.model
         && *name != manifest.model.as_str()
     {
@@ -275,7 +297,12 @@ pub fn prepare(
     let (fills, bytes) = inputs::matched(&request, signature, &json)?;
     let timeout = request.timeout;
     let sequence = request.sequence;
-    let wish = wish(index, request.id.map(Cow::into_owned), outputs);
+    let wish = Wish {
+        manifest: Arc::clone(manifest),
+        signature: index,
+        id: request.id.map(Cow::into_owned),
+        outputs,
+    };
     Ok(Prepared {
         json,
         timeout,
@@ -307,7 +334,7 @@ async fn fill(
     .await
 }
 
-async fn on_own_thread<T: Send + 'static>(
+pub async fn on_own_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {

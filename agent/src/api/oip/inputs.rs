@@ -86,7 +86,7 @@ pub fn matched(
                 let (start, end) = (json.len() + range.start, json.len() + range.end);
                 match needed {
                     Some(needed) if needed != bytes as u64 => Err(ApiError::invalid(format!(
-                        "input {name:?}: binary_data_size is {bytes}, expected {needed} for {expected} {:?}",
+                        "input {name:?}: it has {bytes} bytes of binary data, expected {needed} for {expected} {:?}",
                         input.shape
                     ))),
                     _ => Ok(Fill {

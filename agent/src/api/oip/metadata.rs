@@ -1,5 +1,7 @@
 //! What the server and its models say about themselves, and whether they are ready.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use edgeward_models::Manifest;
 use edgeward_models::manifest::TensorSpec;
@@ -11,6 +13,9 @@ use serde_json::{Value, json};
 
 use crate::api::error::ApiError;
 use crate::serving::{Engine, Served, ServedModel};
+
+/// What models are made for.
+pub const PLATFORM: &str = "tensorflow_lite";
 
 pub type Answered = Result<Response<Full<Bytes>>, ApiError>;
 
@@ -40,8 +45,9 @@ pub fn live() -> Answered {
     Ok(json(StatusCode::OK, &json!({ "live": true })))
 }
 
-pub fn ready(engine: &Engine) -> Answered {
-    let unready: Vec<String> = engine
+/// Why this device is not ready, model by model; empty if it is.
+pub fn unready(engine: &Engine) -> Vec<String> {
+    engine
         .models()
         .iter()
         .filter(|m| !m.ready)
@@ -52,7 +58,11 @@ pub fn ready(engine: &Engine) -> Answered {
                 .iter()
                 .map(|(model, reason)| not_ready(model.as_str(), reason)),
         )
-        .collect();
+        .collect()
+}
+
+pub fn ready(engine: &Engine) -> Answered {
+    let unready = unready(engine);
     if unready.is_empty() {
         return Ok(json(StatusCode::OK, &json!({ "ready": true })));
     }
@@ -89,27 +99,17 @@ pub fn model(served: &Served) -> Answered {
 
 fn describe(manifest: &Manifest) -> Value {
     let signature = manifest.default_signature();
-    let mut properties = serde_json::Map::new();
-    properties.insert("release".to_owned(), manifest.release.to_string().into());
-    properties.insert("signature_name".to_owned(), signature.name.clone().into());
-    if let Some(licence) = &manifest.licence {
-        properties.insert("licence".to_owned(), licence.clone().into());
-    }
+    let properties = properties(manifest);
     let mut description = json!({
         "name": manifest.model.as_str(),
         "versions": [manifest.version.to_string()],
-        "platform": "tensorflow_lite",
+        "platform": PLATFORM,
         "inputs": tensors(&signature.inputs),
         "outputs": tensors(&signature.outputs),
+        "properties": properties,
     });
     if manifest.signatures.len() > 1 {
-        // The protocol knows one signature. These are what the parameter `signature_name` may say.
-        let names: Vec<&str> = manifest
-            .signatures
-            .iter()
-            .map(|s| s.name.as_str())
-            .collect();
-        properties.insert("signature_names".to_owned(), names.join(",").into());
+        // The protocol knows one signature.
         let all = manifest.signatures.iter().map(|signature| {
             json!({
                 "name": signature.name,
@@ -119,8 +119,25 @@ fn describe(manifest: &Manifest) -> Value {
         });
         description["signatures"] = all.collect();
     }
-    description["properties"] = properties.into();
     description
+}
+
+/// What is told of a model beside its tensors.
+pub fn properties(manifest: &Manifest) -> BTreeMap<String, String> {
+    let signature = manifest.default_signature();
+    let mut properties = BTreeMap::new();
+    properties.insert("release".to_owned(), manifest.release.to_string());
+    properties.insert("signature_name".to_owned(), signature.name.clone());
+    if manifest.signatures.len() > 1 {
+        // What the parameter `signature_name` may say.
+        let names = manifest.signatures.iter().map(|s| s.name.as_str());
+        let names = names.collect::<Vec<_>>().join(",");
+        properties.insert("signature_names".to_owned(), names);
+    }
+    if let Some(licence) = &manifest.licence {
+        properties.insert("licence".to_owned(), licence.clone());
+    }
+    properties
 }
 
 fn tensors(specs: &[TensorSpec]) -> Vec<Value> {

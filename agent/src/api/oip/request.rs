@@ -27,7 +27,7 @@ use crate::serving::{Sequence, SequenceId};
 /// More tensors than this in one request are refused.
 const MAX_TENSORS: usize = 256;
 /// The longest `id` that is echoed.
-const MAX_ID_BYTES: usize = 1024;
+pub const MAX_ID_BYTES: usize = 1024;
 
 /// An infer request as it stands in the JSON.
 #[derive(Debug, Default)]
@@ -141,58 +141,73 @@ impl<'a> InferRequest<'a> {
         };
         reader.object("an object of parameters", |reader, key| {
             let value = reader.scalar()?;
-            match key {
-                "binary_data_output" => {
-                    self.binary_by_default = value
-                        .as_bool()
-                        .ok_or_else(|| wrong_type(key, "true or false"))?;
+            self.parameter(key, value, &mut sequence)
+        })?;
+        self.in_sequence(sequence)
+    }
+
+    /// Honours one parameter of the request, or refuses it.
+    pub fn parameter(
+        &mut self,
+        key: &str,
+        value: Scalar<'a>,
+        sequence: &mut Sequence,
+    ) -> Result<(), ApiError> {
+        match key {
+            "binary_data_output" => {
+                self.binary_by_default = value
+                    .as_bool()
+                    .ok_or_else(|| wrong_type(key, "true or false"))?;
+            }
+            "timeout" => {
+                let micros = value
+                    .as_u64()
+                    .ok_or_else(|| wrong_type(key, "a whole number of microseconds"))?;
+                self.timeout = (micros > 0).then(|| Duration::from_micros(micros));
+            }
+            "priority" => match value.as_u64() {
+                Some(0) => {}
+                Some(_) => {
+                    return Err(ApiError::invalid(
+                        "parameter priority: this server has one queue and takes only 0",
+                    ));
                 }
-                "timeout" => {
-                    let micros = value
-                        .as_u64()
-                        .ok_or_else(|| wrong_type(key, "a whole number of microseconds"))?;
-                    self.timeout = (micros > 0).then(|| Duration::from_micros(micros));
-                }
-                "priority" => match value.as_u64() {
-                    Some(0) => {}
-                    Some(_) => {
-                        return Err(ApiError::invalid(
-                            "parameter priority: this server has one queue and takes only 0",
-                        ));
+                None => return Err(wrong_type(key, "a whole number")),
+            },
+            "signature_name" => match value {
+                Scalar::Text(name) => self.signature = Some(name),
+                _ => return Err(wrong_type(key, "a string")),
+            },
+            "sequence_id" => {
+                sequence.id = match value {
+                    Scalar::Text(id) if id.len() <= MAX_ID_BYTES => {
+                        SequenceId::Text(id.into_owned())
                     }
-                    None => return Err(wrong_type(key, "a whole number")),
-                },
-                "signature_name" => match value {
-                    Scalar::Text(name) => self.signature = Some(name),
-                    _ => return Err(wrong_type(key, "a string")),
-                },
-                "sequence_id" => {
-                    sequence.id = match value {
-                        Scalar::Text(id) if id.len() <= MAX_ID_BYTES => {
-                            SequenceId::Text(id.into_owned())
-                        }
-                        other => SequenceId::Number(other.as_u64().ok_or_else(|| {
-                            wrong_type(key, "a whole number or a string of at most 1024 bytes")
-                        })?),
-                    }
-                }
-                "sequence_start" | "sequence_end" => {
-                    let is = value.as_bool();
-                    let is = is.ok_or_else(|| wrong_type(key, "true or false"))?;
-                    let place = match key {
-                        "sequence_start" => &mut sequence.start,
-                        _ => &mut sequence.end,
-                    };
-                    *place = is;
-                }
-                _ => {
-                    return Err(ApiError::invalid(format!(
-                        "parameter {key:?} of the request is not supported by this server"
-                    )));
+                    other => SequenceId::Number(other.as_u64().ok_or_else(|| {
+                        wrong_type(key, "a whole number or a string of at most 1024 bytes")
+                    })?),
                 }
             }
-            Ok::<_, ApiError>(())
-        })?;
+            "sequence_start" | "sequence_end" => {
+                let is = value.as_bool();
+                let is = is.ok_or_else(|| wrong_type(key, "true or false"))?;
+                let place = match key {
+                    "sequence_start" => &mut sequence.start,
+                    _ => &mut sequence.end,
+                };
+                *place = is;
+            }
+            _ => {
+                return Err(ApiError::invalid(format!(
+                    "parameter {key:?} of the request is not supported by this server"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the parameters of a sequence, once all are known.
+    pub fn in_sequence(&mut self, sequence: Sequence) -> Result<(), ApiError> {
         let none = match &sequence.id {
             SequenceId::Number(id) => *id == 0,
             SequenceId::Text(id) => id.is_empty(),
@@ -207,7 +222,7 @@ impl<'a> InferRequest<'a> {
     }
 }
 
-fn at_most(count: usize, what: &str) -> Result<(), ApiError> {
+pub fn at_most(count: usize, what: &str) -> Result<(), ApiError> {
     if count < MAX_TENSORS {
         Ok(())
     } else {
@@ -220,7 +235,7 @@ fn wrong_type(key: &str, expected: &str) -> ApiError {
 }
 
 /// Why a tensor parameter is not honoured.
-fn tensor_parameter_refused(key: &str) -> String {
+pub fn tensor_parameter_refused(key: &str) -> String {
     match key {
         "shared_memory_region" | "shared_memory_byte_size" | "shared_memory_offset" => {
             format!("parameter {key}: shared memory is not supported by this server")

@@ -1,0 +1,154 @@
+//! From a message to a slot, from a slot to a message.
+//!
+//! The order is that of [`crate::api::oip::infer`], but for one thing: the name of the model is part of the message,
+//! so a message is read before its model is known, within the device's own limit.
+
+use std::time::{Duration, Instant};
+
+use prost::Message;
+
+use super::messages::{
+    InferOutputTensor, InferParameter, ModelInferResponse, ModelStreamInferResponse,
+};
+use super::metadata::resolve;
+use super::request::{self, Asked, Target};
+use crate::api::body::Body;
+use crate::api::error::ApiError;
+use crate::api::grpc::{Call, framing};
+use crate::api::oip::infer::{on_own_thread, put};
+use crate::api::oip::reply::Wish;
+use crate::serving::Answer;
+
+/// Longer messages are read on a thread of their own.
+const LONG: usize = 256 << 10;
+/// The keys of `raw_output_contents` and `infer_response`: number and type of the field.
+const RAW_OUTPUT_CONTENTS: u8 = 6 << 3 | 2;
+const INFER_RESPONSE: u8 = 2 << 3 | 2;
+/// Tells Triton's clients that no further answer to the same request comes.
+const FINAL_RESPONSE: &str = "triton_final_response";
+
+/// Answers `ModelInfer`.
+pub async fn one(call: &Call, message: Body) -> Result<Vec<u8>, ApiError> {
+    let reply = reply(call, call.arrival, message).await?;
+    let mut out = framing::begin(reply.length());
+    reply.write(&mut out);
+    Ok(out)
+}
+
+/// Answers one message of `ModelStreamInfer`: its errors are answers too.
+pub async fn in_stream(call: &Call, message: Body) -> Result<Vec<u8>, ApiError> {
+    let id = Target::of(&message).map(|target| target.id.into_owned());
+    match reply(call, Instant::now(), message).await {
+        Ok(reply) => {
+            let length = reply.length();
+            let mut out = framing::begin(1 + prost::length_delimiter_len(length) + length);
+            out.push(INFER_RESPONSE);
+            write_length(length, &mut out);
+            reply.write(&mut out);
+            Ok(out)
+        }
+        Err(error) => {
+            call.note(&error);
+            Ok(framing::encode(&ModelStreamInferResponse {
+                error_message: error.text,
+                infer_response: Some(ModelInferResponse {
+                    id: id.unwrap_or_default(),
+                    ..ModelInferResponse::default()
+                }),
+            }))
+        }
+    }
+}
+
+/// An answer that is still in its slot.
+struct Reply {
+    head: ModelInferResponse,
+    answer: Answer,
+    /// Which outputs, in order.
+    outputs: Vec<usize>,
+}
+
+async fn reply(call: &Call, arrival: Instant, mut body: Body) -> Result<Reply, ApiError> {
+    let shared = &call.shared;
+    let limits = &shared.config.limits;
+    if let Some(awake) = &shared.awake {
+        awake.note(arrival);
+    }
+    let served = {
+        let target = Target::of(&body)?;
+        resolve(&shared.engine, &target.model, &target.version)?
+    };
+    let asked;
+    (asked, body) = if body.len() > LONG {
+        let manifest = served.manifest().clone();
+        on_own_thread(move || Ok((request::prepare(&manifest, &body)?, body))).await?
+    } else {
+        (request::prepare(served.manifest(), &body)?, body)
+    };
+    let Asked {
+        prepared,
+        typed,
+        marks_final,
+    } = asked;
+    body.append(typed);
+    // The caller's patience is no wish: it may be longer than this device lets anyone wait.
+    let patience = call.deadline().map(|deadline| {
+        let left = deadline.saturating_duration_since(arrival);
+        left.clamp(Duration::from_nanos(1), limits.max_deadline())
+    });
+    let (answer, wish, _) = put(&served, prepared, body, patience, arrival, limits).await?;
+    Ok(Reply::new(answer, &wish, marks_final))
+}
+
+impl Reply {
+    fn new(answer: Answer, wish: &Wish, marks_final: bool) -> Self {
+        let signature = wish.signature();
+        let outputs = wish.outputs.iter().map(|(index, _)| *index);
+        let described = outputs.clone().map(|index| InferOutputTensor {
+            name: signature.outputs[index].name.clone(),
+            datatype: signature.outputs[index].datatype.name().to_owned(),
+            shape: answer.shape(index).to_vec(),
+        });
+        let mark = InferParameter {
+            bool_param: Some(true),
+        };
+        let head = ModelInferResponse {
+            model_name: wish.manifest.model.to_string(),
+            model_version: wish.manifest.version.to_string(),
+            id: wish.id.clone().unwrap_or_default(),
+            parameters: marks_final
+                .then(|| (FINAL_RESPONSE.to_owned(), mark))
+                .into_iter()
+                .collect(),
+            outputs: described.collect(),
+        };
+        Self {
+            head,
+            outputs: outputs.collect(),
+            answer,
+        }
+    }
+
+    fn length(&self) -> usize {
+        let raw = self.outputs.iter().map(|index| {
+            let length = self.answer.output(*index).len();
+            1 + prost::length_delimiter_len(length) + length
+        });
+        self.head.encoded_len() + raw.sum::<usize>()
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        // Fails only where there is no room, and a vector makes room.
+        let _ = self.head.encode(out);
+        for index in &self.outputs {
+            let raw = self.answer.output(*index);
+            out.push(RAW_OUTPUT_CONTENTS);
+            write_length(raw.len(), out);
+            out.extend_from_slice(raw);
+        }
+    }
+}
+
+fn write_length(length: usize, out: &mut Vec<u8>) {
+    let _ = prost::encode_length_delimiter(length, out);
+}
