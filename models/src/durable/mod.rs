@@ -9,6 +9,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 pub use generations::{Generations, MAX_GENERATION_BYTES, Stored};
 
@@ -16,6 +20,10 @@ mod generations;
 pub mod lossy;
 #[cfg(test)]
 mod tests;
+
+/// For a lock that is about to be given back, and between two looks at it.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// What was being done to which path, and what the system said.
 #[derive(Debug, thiserror::Error)]
@@ -178,6 +186,21 @@ pub fn open_lock(path: &Path) -> Result<File, DurableError> {
         .truncate(false)
         .open(path)
         .map_err(failed("open", path))
+}
+
+/// Takes a file for this process alone, until the file is closed. `false`: another process has it. It is waited for
+/// a moment: a process that this one is just starting holds copies of locks that were given back meanwhile, until
+/// it has become another program.
+pub fn lock(file: &File, path: &Path) -> Result<bool, DurableError> {
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(LOCK_PAUSE),
+            Err(Errno::WOULDBLOCK) => return Ok(false),
+            Err(e) => return Err(failed("lock", path)(e.into())),
+        }
+    }
 }
 
 /// Makes a directory its owner's alone (0700).

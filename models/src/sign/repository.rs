@@ -6,8 +6,6 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp as Time;
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 use tough::schema::{Signed, Target, Targets};
 
 use super::keys::{KeyRing, SigningRole};
@@ -262,16 +260,11 @@ pub(super) fn verified_chain(directory: &Path) -> Result<Chain, SignError> {
 
 fn lock(directory: &Path) -> Result<File, SignError> {
     let path = directory.join(".lock");
-    let read = |source| SignError::Read {
-        path: path.clone(),
-        source,
-    };
     let file = durable::open_lock(&path)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(SignError::Busy {
-            directory: directory.to_owned(),
-        }),
-        Err(e) => Err(read(e.into())),
+    if durable::lock(&file, &path)? {
+        return Ok(file);
     }
+    Err(SignError::Busy {
+        directory: directory.to_owned(),
+    })
 }

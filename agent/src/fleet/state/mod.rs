@@ -21,7 +21,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use edgeward_models::durable::{self, DurableError};
-use rustix::fs::{FlockOperation, Gid, Uid, flock};
+use rustix::fs::{Gid, Uid};
 
 pub use record::{Applied, ModelRecord, Pointer, Quarantined};
 
@@ -85,16 +85,11 @@ impl StateDirectory {
 
     fn take_lock(root: &Path) -> Result<File, StateError> {
         let path = root.join("lock");
-        let unusable = |source| StateError::Unusable {
-            path: root.to_owned(),
-            source,
-        };
         let lock = durable::open_lock(&path)?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(lock),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::Locked(root.to_owned())),
-            Err(e) => Err(unusable(e.into())),
+        if durable::lock(&lock, &path)? {
+            return Ok(lock);
         }
+        Err(StateError::Locked(root.to_owned()))
     }
 
     pub fn root(&self) -> &Path {

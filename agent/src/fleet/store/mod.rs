@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use edgeward_models::durable::{self, DurableError};
 use tracing::info;
@@ -27,6 +28,9 @@ mod tests;
 const CACHE_BYTES: u64 = 8 << 20;
 /// A store smaller than this is not worth compacting.
 const COMPACT_FLOOR_BYTES: u64 = 8 << 20;
+/// For a lock that is about to be let go, and between two looks.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -46,6 +50,14 @@ pub enum StoreError {
     },
     #[error(transparent)]
     Durable(#[from] DurableError),
+}
+
+impl StoreError {
+    /// Whether another process has it open; then nothing is wrong with what is in it. sled says so in words only.
+    fn is_locked(&self) -> bool {
+        matches!(self, Self::Sled { source: sled::Error::Io(e), .. }
+            if e.to_string().starts_with("could not acquire lock"))
+    }
 }
 
 /// An open store. Records are kept in the order of their keys.
@@ -158,7 +170,7 @@ impl Store {
             self.directory.join("old"),
         );
         durable::remove_directory(&next)?;
-        let fresh = guarded(&next, || config(&next).open())?;
+        let fresh = open_database(&next)?;
         self.guard(|db| {
             for entry in db.iter() {
                 let (key, record) = entry?;
@@ -175,7 +187,7 @@ impl Store {
         })?;
         durable::rename(&database, &old)?;
         durable::rename(&next, &database)?;
-        self.db = Some(guarded(&database, || config(&database).open())?);
+        self.db = Some(open_database(&database)?);
         durable::remove_directory(&old)?;
         info!(path = %self.directory.display(), before = size, live = self.bytes, "store compacted");
         Ok(())
@@ -209,11 +221,22 @@ fn fsync(path: &Path) -> Result<(), StoreError> {
         })
 }
 
-fn config(path: &Path) -> sled::Config {
-    sled::Config::new()
+/// Opens a database. One that is locked is waited for: a process that this one is just starting holds a copy of
+/// the lock of a database that was closed meanwhile, until it has become another program.
+fn open_database(path: &Path) -> Result<sled::Db, StoreError> {
+    let config = sled::Config::new()
         .path(path)
         .mode(sled::Mode::LowSpace)
         .cache_capacity(CACHE_BYTES)
         // Flushed where it matters, by `sync`; a timer would wake flash for nothing.
-        .flush_every_ms(None)
+        .flush_every_ms(None);
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match guarded(path, || config.open()) {
+            Err(error) if error.is_locked() && Instant::now() < until => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
 }

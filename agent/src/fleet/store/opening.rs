@@ -8,7 +8,7 @@ use tracing::error;
 
 use super::record::{damaged_record, key_of, unsealed};
 use super::sentinel::{Sentinel, read_sentinel};
-use super::{Opened, Store, StoreError, config, guarded};
+use super::{Opened, Store, StoreError, guarded, open_database};
 use crate::fleet::board::chain;
 
 impl Store {
@@ -18,8 +18,13 @@ impl Store {
         finish_swap(directory)?;
         let (sentinel, known) = read_sentinel(directory)?;
         let database = directory.join("db");
-        let damage = match checked(&database, &sentinel) {
-            Ok((db, bytes)) if known => {
+        let damage = match read_through(&database) {
+            Err(problem) if problem.is_locked() => return Err(problem),
+            Err(problem) => chain(&problem),
+            Ok((_, Contents { records, .. })) if records < sentinel.records => {
+                format!("{records} records are there, {} must be", sentinel.records)
+            }
+            Ok((db, Contents { bytes, .. })) if known => {
                 let mut store = Self {
                     directory: directory.to_owned(),
                     db: Some(db),
@@ -36,10 +41,9 @@ impl Store {
                 drop(db);
                 "the file that says what must be in it is damaged".to_owned()
             }
-            Err(problem) => problem,
         };
         set_aside(directory, &database)?;
-        let db = guarded(&database, || config(&database).open())?;
+        let db = open_database(&database)?;
         let store = Self {
             directory: directory.to_owned(),
             db: Some(db),
@@ -68,11 +72,17 @@ impl Store {
     }
 }
 
-/// Opens a store and reads all of it. The error says what is wrong.
-fn checked(path: &Path, sentinel: &Sentinel) -> Result<(sled::Db, u64), String> {
-    let db = guarded(path, || config(path).open()).map_err(|e| chain(&e))?;
-    let read = guarded(path, || {
-        let (mut records, mut bytes) = (0u64, 0u64);
+/// What stands in a store.
+struct Contents {
+    records: u64,
+    bytes: u64,
+}
+
+/// Opens a store and reads all of it.
+fn read_through(path: &Path) -> Result<(sled::Db, Contents), StoreError> {
+    let db = open_database(path)?;
+    let contents = guarded(path, || {
+        let (mut records, mut bytes) = (0, 0);
         for entry in db.iter() {
             let (key, record) = entry?;
             let (Some(_), Some(value)) = (key_of(&key), unsealed(&record)) else {
@@ -81,16 +91,9 @@ fn checked(path: &Path, sentinel: &Sentinel) -> Result<(sled::Db, u64), String> 
             records += 1;
             bytes += value.len() as u64;
         }
-        Ok((records, bytes))
-    });
-    let (records, bytes) = read.map_err(|e| chain(&e))?;
-    if records < sentinel.records {
-        return Err(format!(
-            "{records} records are there, {} must be",
-            sentinel.records
-        ));
-    }
-    Ok((db, bytes))
+        Ok(Contents { records, bytes })
+    })?;
+    Ok((db, contents))
 }
 
 /// A crash during a swap leaves the old store under another name.

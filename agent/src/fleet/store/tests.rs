@@ -107,3 +107,20 @@ fn a_store_that_only_passes_records_on_does_not_grow_without_bound() {
     drop(store);
     assert_eq!(Store::open(directory.path()).expect("open").damage, None);
 }
+
+#[test]
+fn a_store_that_somebody_else_has_open_is_waited_for_and_never_set_aside() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    filled(directory.path(), 3);
+    let store = Store::open(directory.path()).expect("open").store;
+    let error = Store::open(directory.path()).map(drop).expect_err("locked");
+    assert!(error.is_locked(), "{error}");
+    let soon = std::thread::spawn(move || {
+        std::thread::sleep(LOCK_PATIENCE / 8);
+        drop(store);
+    });
+    let opened = Store::open(directory.path()).expect("open");
+    assert_eq!(opened.damage, None);
+    assert_eq!(opened.store.oldest(9, 1 << 20).expect("read").len(), 3);
+    soon.join().expect("thread");
+}

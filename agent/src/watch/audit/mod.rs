@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use edgeward_models::Digest;
 use edgeward_models::durable::{self, Access, DurableError};
 use jiff::Timestamp;
-use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 use tracing::{error, warn};
 
@@ -218,14 +217,10 @@ impl Log {
 
 fn open_locked(path: &Path) -> Result<File, DurableError> {
     let file = durable::open_log(path)?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| {
-        let source = if e == rustix::io::Errno::WOULDBLOCK {
-            io::Error::other("another edgeward process is using it; stop that one first")
-        } else {
-            e.into()
-        };
-        failed("lock", path)(source)
-    })?;
+    if !durable::lock(&file, path)? {
+        let other = "another edgeward process is using it; stop that one first";
+        return Err(failed("lock", path)(io::Error::other(other)));
+    }
     Ok(file)
 }
 
