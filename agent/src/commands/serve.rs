@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::serving::Engine;
 use crate::shutdown::Signals;
 use crate::watch::audit::Audit;
-use crate::worker::Spawner;
+use crate::worker::{Spawner, turns};
 use crate::{VERSION, fleet, logging, watchdog};
 
 /// The running program, whatever a package update puts at its path meanwhile: agent and workers must be of
@@ -45,6 +45,7 @@ impl Args {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(BLOCKING_THREADS)
+            .on_thread_start(|| turns::give_way(0))
             .build()
             .context("cannot start the runtime")?;
         let result = runtime.block_on(serve(Arc::new(config)));

@@ -24,6 +24,7 @@ use tracing::{error, info};
 use crate::config::{self, Config};
 use crate::serving::{Engine, EngineEvent};
 use crate::watch::audit::Audit;
+use crate::worker::turns;
 use abort::AbortOnDrop;
 use admin::Admin;
 use board::{Board, chain};
@@ -149,6 +150,7 @@ async fn begin(
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_start(|| turns::give_way(turns::NICENESS))
         .build()
         .context("cannot make the runtime of the fleet side")?;
     let side = Side {
@@ -167,7 +169,10 @@ async fn begin(
     };
     let thread = std::thread::Builder::new()
         .name("fleet".to_owned())
-        .spawn(move || runtime.block_on(side.run()))
+        .spawn(move || {
+            turns::give_way(turns::NICENESS);
+            runtime.block_on(side.run());
+        })
         .context("cannot start the thread of the fleet side")?;
     Ok(FleetTasks {
         stop,

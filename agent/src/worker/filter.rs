@@ -40,6 +40,7 @@ mod rules {
         libc::SYS_getpid,
         libc::SYS_sched_yield,
         libc::SYS_sched_getaffinity,
+        libc::SYS_getpriority,
         libc::SYS_getcpu,
         libc::SYS_restart_syscall,
         libc::SYS_set_tid_address,
@@ -198,15 +199,10 @@ mod rules {
         // Its own limits, read only.
         let read_own = [(0, Test::Equal, 0), (2, Test::Equal, 0)];
         add(&mut rules, libc::SYS_prlimit64, &read_own)?;
-        // The loading thread lowers its own priority; raising one needs a right that is gone.
-        let own_priority = [(0, Test::Equal, 0), (1, Test::Equal, 0)];
-        add(&mut rules, libc::SYS_setpriority, &own_priority)?;
-        // Its own placement.
-        add(
-            &mut rules,
-            libc::SYS_sched_setaffinity,
-            &[(0, Test::Equal, 0)],
-        )?;
+        // Its own placement, slices and priority; raising one needs a right that is gone.
+        for call in [libc::SYS_sched_setaffinity, libc::SYS_sched_setattr] {
+            add(&mut rules, call, &[(0, Test::Equal, 0)])?;
+        }
         for operation in [
             libc::PR_SET_NAME,
             libc::PR_GET_NAME,

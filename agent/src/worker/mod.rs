@@ -25,6 +25,7 @@ mod slots;
 mod socket;
 mod spawner;
 mod supervisor;
+pub mod turns;
 mod wire;
 
 pub use cache::{DriverCache, PLACEHOLDER};

@@ -14,10 +14,8 @@ use edgeward_models::tflite_file;
 use super::instance::Instance;
 use super::scout::Scout;
 use crate::tflite::{Delegate, Graph, Interpreter, Library, Model, Tensor, TfliteError};
+use crate::worker::turns;
 use crate::worker::wire::{DelegateSetup, Setup};
-
-/// How much nicer than normal the loading thread is: about a tenth of a contended core.
-const NICENESS: i32 = 10;
 
 /// A model with its interpreters.
 pub struct Loaded {
@@ -31,6 +29,8 @@ pub struct Loaded {
 pub fn load(library: &Arc<Library>, model: OwnedFd, setup: &Setup) -> Result<Loaded, String> {
     let model = Model::map(library, &model).map_err(text)?;
     let keeps_state = tflite_file::keeps_state(model.bytes()).map_err(|e| e.to_string())?;
+    // For the threads that serve, which all descend from this one.
+    turns::take_turns();
     let mut delegates = Vec::with_capacity(setup.instances);
     for _ in 0..setup.instances {
         delegates.push(delegate(library, setup)?);
@@ -38,8 +38,7 @@ pub fn load(library: &Arc<Library>, model: OwnedFd, setup: &Setup) -> Result<Loa
     let building = std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().name("loading".to_owned());
         let thread = builder.spawn_scoped(scope, || {
-            // If it fails, loading is as fast as anything else: no reason to refuse the model.
-            let _ = rustix::process::setpriority_process(None, NICENESS);
+            turns::give_way(turns::NICENESS);
             delegates
                 .into_iter()
                 .map(|delegate| build(&model, delegate, setup))

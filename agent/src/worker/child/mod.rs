@@ -24,6 +24,7 @@ use super::memory::Memory;
 use super::queue::Taking;
 use super::sandbox;
 use super::socket;
+use super::turns;
 use super::wire::{self, FromWorker, Setup, ToWorker};
 use crate::tflite::Library;
 
@@ -142,6 +143,8 @@ fn read_setup(document: OwnedFd) -> std::io::Result<Setup> {
 fn prepare_process(setup: &Setup) -> Result<(), String> {
     // A name for `ps` and `top`: the program may have been started through a link.
     let _ = rustix::thread::set_name(c"edgeward-worker");
+    // Until the model is loaded, nobody waits for this process.
+    turns::give_way(0);
     // Raising this needs no right; a kernel without the file has no such choice to make.
     let _ = std::fs::write("/proc/self/oom_score_adj", OUT_OF_MEMORY_SCORE);
     // If the agent died before this line, the control socket says so soon enough.
