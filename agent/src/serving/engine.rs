@@ -15,6 +15,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use super::aside::aside;
 use super::budget::grant;
 use super::error::{LoadFailure, ServeError};
 use super::evidence::Subject;
@@ -25,8 +26,8 @@ use super::served::Served;
 use super::stats::Outcome;
 use super::supervise::{Skipped, supervise};
 use crate::config::Config;
-use crate::worker::Spawner;
 use crate::worker::cpu::usable_cores;
+use crate::worker::{Spawner, turns};
 
 /// Events that a slow listener may be behind. It is told that it missed some; the newest state is in `models`.
 const EVENTS_KEPT: usize = 64;
@@ -136,15 +137,20 @@ impl Engine {
                 device_fault: false,
             });
         }
-        let subject = Subject::of(version).await?;
-        let config = &self.shared.config;
-        let cores = usable_cores(config.tflite.cores);
+        let cores = usable_cores(self.shared.config.tflite.cores);
         let grant = grant(manifest, cores, self.shared.threads_beside(&manifest.model));
-        let prover = Prover::new(config, &self.shared.spawner, grant);
-        let proven = prover.prove(&subject, &[]).await?;
+        let (shared, version) = (self.shared.clone(), version.clone());
+        let manifest = manifest.clone();
+        let proving = async move {
+            let subject = Subject::of(&version)?;
+            let prover = Prover::new(&shared.config, &shared.spawner, grant);
+            let proven = prover.prove(&subject, &[]).await?;
+            Ok((subject, proven))
+        };
+        let (subject, proven) = aside(&manifest, turns::NICENESS, proving).await?;
         let (active, choice) = (proven.active.clone(), proven.choice);
         let refused = proven.refused.clone();
-        let loaded = Loaded::new(subject, grant, &config.limits, proven);
+        let loaded = Loaded::new(subject, grant, &self.shared.config.limits, proven);
         Ok(Prepared {
             loaded: Arc::new(loaded),
             active,

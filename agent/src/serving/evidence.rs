@@ -8,7 +8,6 @@ use std::sync::Arc;
 use edgeward_models::manifest::Manifest;
 use edgeward_models::package::InstalledVersion;
 use tokio::sync::OnceCell;
-use tokio::task::spawn_blocking;
 
 use super::error::LoadFailure;
 use super::golden::{self, Case, Expected};
@@ -28,7 +27,7 @@ pub(super) enum Evidence {
 }
 
 /// Questions with their answers.
-pub(super) type Cases = Vec<(Case, Arc<Vec<Expected>>)>;
+pub(super) type Cases = Vec<(Case, Vec<Expected>)>;
 
 impl Evidence {
     /// What is known by now.
@@ -42,7 +41,7 @@ impl Evidence {
 
 impl Subject {
     /// Reads the evidence. What is wrong with it is the version's fault, a disk that cannot be read the device's.
-    pub(super) async fn of(installed: &InstalledVersion) -> Result<Self, LoadFailure> {
+    pub(super) fn of(installed: &InstalledVersion) -> Result<Self, LoadFailure> {
         let manifest = installed.manifest().clone();
         let failure = |reason: String, device_fault| LoadFailure {
             model: manifest.model.clone(),
@@ -51,23 +50,14 @@ impl Subject {
             refused: Vec::new(),
             device_fault,
         };
-        let version = installed.clone();
-        // Parsing megabytes of numbers must not hold up requests.
-        let read = spawn_blocking(move || {
-            let found = version
-                .golden()
-                .map_err(|e| (e.to_string(), is_damaged(&version)))?;
-            let Some(vectors) = found else {
-                return Ok(Evidence::Generated(OnceCell::new()));
-            };
-            let cases = golden::cases(version.manifest(), &vectors).map_err(|e| (e, false))?;
-            let cases = cases.into_iter().map(|(c, e)| (c, Arc::new(e)));
-            Ok(Evidence::Golden(cases.collect()))
-        });
-        let evidence = read
-            .await
-            .unwrap_or_else(|e| Err((format!("reading the golden vectors: {e}"), true)))
-            .map_err(|(reason, device_fault)| failure(reason, device_fault))?;
+        let found = installed.golden();
+        let evidence = match found.map_err(|e| failure(e.to_string(), is_damaged(installed)))? {
+            None => Evidence::Generated(OnceCell::new()),
+            Some(vectors) => {
+                let cases = golden::cases(&manifest, &vectors);
+                Evidence::Golden(cases.map_err(|reason| failure(reason, false))?)
+            }
+        };
         Ok(Self {
             installed: installed.clone(),
             evidence: Arc::new(evidence),

@@ -5,10 +5,11 @@
 //! [`Engine::activate`] routes to it. A verified version that works keeps serving: nothing that a new version,
 //! a delegate or a caller does takes it away.
 //!
-//! Reading order: `engine` (routing), `served` (a request's way), `sequences` (models that keep state), `loaded` (one version), `evidence`, `golden`
-//! and `proof` (delegates are proven), `supervise` and `poison` (after a crash), `admission`, `budget`, `stats`, `metrics`.
+//! Reading order: `engine` (routing), `served` (a request's way), `sequences` (models that keep state), `loaded` (one version), `evidence`, `golden`,
+//! `proof` and `aside` (delegates are proven), `supervise` and `poison` (after a crash), `admission`, `budget`, `stats`, `metrics`.
 
 mod admission;
+mod aside;
 mod attempt;
 mod budget;
 pub mod driver_caches;

@@ -13,9 +13,11 @@ use edgeward_models::Digest;
 use edgeward_models::fleet::status::RefusedDelegate;
 use tracing::{error, info, warn};
 
+use super::aside::aside;
 use super::engine::{EngineEvent, Shared};
+use super::error::LoadFailure;
 use super::loaded::{Loaded, Outage};
-use super::proof::{Prover, last_words};
+use super::proof::{Proven, Prover, last_words};
 use crate::worker::WorkerDeath;
 
 /// The first pause before a restart; it doubles up to [`LONGEST_PAUSE`].
@@ -45,8 +47,8 @@ pub(super) async fn supervise(
 }
 
 async fn restart_forever(
-    shared: &Shared,
-    loaded: &Loaded,
+    shared: &Arc<Shared>,
+    loaded: &Arc<Loaded>,
     mut choice: usize,
     mut skipped: Skipped,
 ) {
@@ -98,8 +100,9 @@ async fn restart_forever(
                 skipped.clear();
             }
             tokio::time::sleep(pause).await;
-            let prover = Prover::new(&shared.config, &shared.spawner, loaded.grant);
-            match prover.prove(&loaded.subject, &skipped).await {
+            let proving = prove(shared.clone(), loaded.clone(), skipped.clone());
+            // Callers wait for this one: it has the priority of their requests.
+            match aside(manifest, 0, proving).await {
                 Ok(proven) => {
                     choice = proven.choice;
                     skipped.clone_from(&proven.refused);
@@ -126,6 +129,15 @@ async fn restart_forever(
             }
         }
     }
+}
+
+async fn prove(
+    shared: Arc<Shared>,
+    loaded: Arc<Loaded>,
+    skipped: Skipped,
+) -> Result<Proven, LoadFailure> {
+    let prover = Prover::new(&shared.config, &shared.spawner, loaded.grant);
+    prover.prove(&loaded.subject, &skipped).await
 }
 
 fn all_skipped(loaded: &Loaded, skipped: &Skipped) -> bool {

@@ -4,12 +4,10 @@
 //! the size its file gives. So generated inputs are tried from small to large on the built-in kernels, which
 //! refuse a wrong size with an error, and only what those took is given to any other delegate.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use edgeward_models::manifest::DelegateChoice;
 use edgeward_models::name::DelegateName;
-use tokio::task::spawn_blocking;
 use tracing::info;
 
 use super::{Prover, Refusal, last_words};
@@ -57,7 +55,7 @@ impl Prover<'_> {
             let stream = stream(worker, number, cases.len());
             let answer = self.answer(worker, case, stream).await?;
             if to_compare {
-                compare(case, answer, expected, choice).await?;
+                compare(case, &answer, expected, choice)?;
             }
         }
         Ok(())
@@ -118,7 +116,7 @@ impl Prover<'_> {
                 })
             });
             let expected: Result<Vec<_>, String> = expected.collect();
-            answered.push((case, Arc::new(expected.map_err(Refusal::new)?)));
+            answered.push((case, expected.map_err(Refusal::new)?));
         }
         Ok(Some(answered))
     }
@@ -228,20 +226,15 @@ fn stream(worker: &Worker, case: usize, cases: usize) -> Stream {
     }
 }
 
-/// Off the I/O thread: a large output takes milliseconds to compare.
-async fn compare(
+fn compare(
     case: &Case,
-    answer: Answer,
-    expected: &Arc<Vec<Expected>>,
+    answer: &Answer,
+    expected: &[Expected],
     choice: &DelegateChoice,
 ) -> Result<(), Refusal> {
-    let (expected, tolerance) = (expected.clone(), choice.tolerance);
-    let compared = spawn_blocking(move || {
-        expected.iter().try_for_each(|e| {
-            let (shape, bytes) = (answer.shape(e.output), answer.output(e.output));
-            golden::compare(e, shape, bytes, tolerance)
-        })
-    });
-    let result = compared.await.unwrap_or_else(|e| Err(e.to_string()));
-    result.map_err(|reason| Refusal::new(format!("{}: {reason}", case.name)))
+    expected.iter().try_for_each(|e| {
+        let (shape, bytes) = (answer.shape(e.output), answer.output(e.output));
+        golden::compare(e, shape, bytes, choice.tolerance)
+            .map_err(|reason| Refusal::new(format!("{}: {reason}", case.name)))
+    })
 }
