@@ -27,7 +27,7 @@ step clippy cargo clippy --workspace --all-targets --locked -- -D warnings
 # The scenarios start the programs as a user does, from the target directory: they are built first.
 step build cargo build --workspace --bins --locked
 step tests cargo test --workspace --locked --no-fail-fast
-step fuzz env FRESH=1 tests/fuzz/run.sh 3
+step fuzz env FRESH=1 tests/fuzz/run.sh 60
 
 printf '\n== summary\n'
 printf '%s\n' "${summary[@]}"

@@ -7,24 +7,20 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ParsedPublicKey};
+use anyhow::{Context, Result};
 use edgeward_models::durable::{self, Access};
 use edgeward_models::name::{DeviceId, FleetName};
+use fleetctl::request::requested_key;
 use jiff::civil::Date;
 use jiff::{Timestamp, ToSpan, tz::TimeZone};
 use rand::Rng;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
+    Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
-use x509_parser::certification_request::X509CertificationRequest;
-use x509_parser::prelude::FromDer;
 
 /// The operator's common name. No device can have it: a device id holds no capital letter.
 pub const OPERATOR: &str = "Operator";
-/// A certificate request larger than this many bytes is refused unread.
-pub const MAX_REQUEST_BYTES: u64 = 64 * 1024;
 /// How long each certificate lasts.
 const CA_YEARS: i32 = 10;
 const OPERATOR_YEARS: i32 = 2;
@@ -152,41 +148,6 @@ fn params(common_name: &str, years: i32) -> Result<CertificateParams> {
 fn ymd(date: Date) -> Result<(i32, u8, u8)> {
     let part = |value: i8| u8::try_from(value).context("the clock is wrong");
     Ok((date.year().into(), part(date.month())?, part(date.day())?))
-}
-
-/// The public key of a certificate request, once its self-signature proved that the requester holds the
-/// private one. Only P-256 keys: devices sign their statuses with it.
-fn requested_key(pem: &str) -> Result<SubjectPublicKeyInfo> {
-    let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes())
-        .map_err(|_| anyhow::anyhow!("the file holds no PEM certificate request"))?;
-    if !matches!(
-        block.label.as_str(),
-        "CERTIFICATE REQUEST" | "NEW CERTIFICATE REQUEST"
-    ) {
-        bail!(
-            "the file holds a {:?}, not a certificate request",
-            block.label
-        );
-    }
-    let (rest, request) = X509CertificationRequest::from_der(&block.contents)
-        .map_err(|_| anyhow::anyhow!("the certificate request cannot be read"))?;
-    if !rest.is_empty() {
-        bail!("the certificate request has trailing bytes");
-    }
-    let info = &request.certification_request_info;
-    let public_key = info.subject_pki.raw;
-    let key = ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, public_key).map_err(|_| {
-        anyhow::anyhow!(
-            "the request's key is not an ECDSA P-256 key, as `edgeward enroll` makes them"
-        )
-    })?;
-    key.verify_sig(info.raw, &request.signature_value.data).map_err(|_| {
-        anyhow::anyhow!(
-            "the request is not signed with its own key: it was changed on its way, or its sender does \
-             not hold that key"
-        )
-    })?;
-    SubjectPublicKeyInfo::from_der(public_key).context("the request's key cannot be read")
 }
 
 #[cfg(test)]

@@ -199,7 +199,7 @@ fn read_file(
 }
 
 /// Reads golden vectors and checks them against the manifest. The error says what is wrong in words.
-fn parse_golden(
+pub fn parse_golden(
     manifest: &Manifest,
     name: &FileName,
     bytes: &[u8],

@@ -170,6 +170,9 @@ pub fn private_key(path: &Path) -> anyhow::Result<PrivateKeyDer<'static>> {
         .with_context(|| format!("{} holds no private key", path.display()))
 }
 
+/// A name in the log is cut here.
+const MAX_NAME_CHARS: usize = 200;
+
 /// How a client certificate is called in the log: its common name, or its whole subject.
 pub fn certificate_name(certificate: &CertificateDer<'_>) -> String {
     let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else {
@@ -180,10 +183,12 @@ pub fn certificate_name(certificate: &CertificateDer<'_>) -> String {
         .iter_common_name()
         .next()
         .and_then(|name| name.as_str().ok());
-    match common {
+    let name = match common {
         Some(name) => name.to_owned(),
         None => parsed.subject().to_string(),
-    }
+    };
+    let printable = |c: char| if c.is_control() { '?' } else { c };
+    name.chars().take(MAX_NAME_CHARS).map(printable).collect()
 }
 
 #[cfg(test)]

@@ -31,6 +31,8 @@ pub(super) struct Loaded {
     pub(super) poison: Poison,
     pub(super) sequences: Sequences,
     pub(super) stats: Stats,
+    /// Told when a request has failed.
+    pub(super) in_doubt: Notify,
     state: RwLock<State>,
     /// Requests between `resolve` and their answer.
     users: AtomicUsize,
@@ -73,6 +75,7 @@ impl Loaded {
             waiting: WaitingRoom::new(slots),
             poison: Poison::default(),
             stats: Stats::new(),
+            in_doubt: Notify::new(),
             state: RwLock::new(State {
                 active: proven.active,
                 worker: Ok(proven.worker),

@@ -12,6 +12,7 @@ mod admission;
 mod aside;
 mod attempt;
 mod budget;
+mod doubt;
 pub mod driver_caches;
 mod engine;
 mod error;

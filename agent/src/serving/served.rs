@@ -272,7 +272,10 @@ impl Request {
                 let model = hold.manifest().model.clone();
                 Err(tally.fails(ServeError::Crashed { model, reason }))
             }
-            Err(error) => Err(tally.fails(explain(&hold, error))),
+            Err(error) => {
+                hold.in_doubt.notify_one();
+                Err(tally.fails(explain(&hold, error)))
+            }
         }
     }
 }

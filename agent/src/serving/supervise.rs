@@ -14,6 +14,7 @@ use edgeward_models::fleet::status::RefusedDelegate;
 use tracing::{error, info, warn};
 
 use super::aside::aside;
+use super::doubt::ask_when_in_doubt;
 use super::engine::{EngineEvent, Shared};
 use super::error::LoadFailure;
 use super::loaded::{Loaded, Outage};
@@ -60,7 +61,10 @@ async fn restart_forever(
             return;
         };
         let started = Instant::now();
-        let death = died.await;
+        let death = tokio::select! {
+            death = died => death,
+            never = ask_when_in_doubt(shared, loaded) => match never {},
+        };
         let now = Instant::now();
         if now.duration_since(started) >= QUIET {
             episode.pauses = 0;
@@ -84,8 +88,12 @@ async fn restart_forever(
         });
         if episode.crashed(&death, now) {
             let delegate = manifest.delegates[choice].delegate.clone();
-            reason =
-                format!("crashed on {DIFFERENT_INPUTS} different inputs, the last time: {reason}");
+            let how = if death.suspects.is_empty() {
+                "failed again and again".to_owned()
+            } else {
+                format!("crashed on {DIFFERENT_INPUTS} different inputs")
+            };
+            reason = format!("{how}, the last time: {reason}");
             warn!(
                 model = %manifest.model, version = %manifest.version, %delegate, reason,
                 "delegate put aside"

@@ -26,12 +26,12 @@ mod socket;
 mod spawner;
 mod supervisor;
 pub mod turns;
-mod wire;
+pub mod wire;
 
 pub use cache::{DriverCache, PLACEHOLDER};
 pub use child::run as run_child;
 pub use handle::Worker;
-pub use request::{Answer, Slot};
+pub use request::{Answer, Slot, check as check_output};
 pub use spawner::Spawner;
 pub use wire::Stream;
 

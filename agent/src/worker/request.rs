@@ -174,11 +174,11 @@ pub struct Answer {
     lease: Arc<Lease>,
 }
 
-struct Output {
+pub struct Output {
     /// From the beginning of the memory it lies in.
-    offset: usize,
-    length: usize,
-    shape: Vec<i64>,
+    pub offset: usize,
+    pub length: usize,
+    pub shape: Vec<i64>,
 }
 
 impl Answer {
@@ -260,7 +260,7 @@ impl Answer {
 }
 
 /// An output that lies in its area, has the length that its shape says, and a shape that the manifest allows.
-fn check(
+pub fn check(
     spec: &TensorSpec,
     output: &TensorRef,
     begin: usize,

@@ -2,7 +2,7 @@
 
 use super::*;
 use rcgen::{CustomExtension, PublicKeyData};
-use x509_parser::prelude::X509Certificate;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 fn authority() -> Authority {
     let files = Authority::generate(&"hospital".parse().expect("name")).expect("authority");

@@ -14,11 +14,11 @@ use serde_json::json;
 
 use super::group::publish_membership;
 use super::status;
-use crate::authority::MAX_REQUEST_BYTES;
 use crate::devices::Device;
 use crate::operator::Operator;
 use crate::printer::{Printer, table};
 use crate::statuses;
+use fleetctl::request::MAX_REQUEST_BYTES;
 
 /// Enrol devices and show them
 #[derive(Debug, Subcommand)]

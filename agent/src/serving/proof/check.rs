@@ -197,7 +197,7 @@ impl Prover<'_> {
     }
 
     /// One case through the ordinary request path.
-    async fn run(
+    pub(in crate::serving) async fn run(
         &self,
         worker: &Worker,
         case: &Case,
