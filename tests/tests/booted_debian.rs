@@ -225,6 +225,23 @@ fn the_unit_answers_whom_it_should_inside_a_whole_sandbox() {
     // Its own on top of the unit's: what it may call, what is not there, and no more opening of files.
     assert_eq!(filters(workers[0]), filters(&agent) + 3);
 
+    // What a worker holds is known though the unit hides other processes.
+    let metrics = [
+        "--unix-socket",
+        "/run/edgeward/edgeward.sock",
+        "http://localhost/metrics",
+    ];
+    let metrics = container.run(
+        "app",
+        &[&["curl", "--silent", "--fail"][..], &metrics].concat(),
+    );
+    let metrics = metrics.expect_success();
+    let resident = metrics
+        .lines()
+        .find(|l| l.starts_with("edgeward_worker_resident_bytes{"));
+    let resident = resident.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    assert!(resident.is_some_and(|bytes| bytes > 1 << 20), "{metrics}");
+
     // Without Landlock no worker starts, and the status says so.
     container.drop_in("[Service]\nSystemCallFilter=~landlock_create_ruleset\n");
     container.root_runs(&["systemctl", "restart", "edgeward.service"]);

@@ -61,9 +61,9 @@ impl Worker {
         let model = open_model(&spec)?;
         let document = setup_document(&setup).map_err(start("the set-up document"))?;
 
-        let child = spawner.spawn(their_control).await?;
+        let spawned = spawner.spawn(their_control).await?;
         let (model_name, version) = (&spec.manifest.model, &spec.manifest.version);
-        let process = Process::watch(child, model_name.to_string(), version.to_string())
+        let process = Process::watch(spawned, model_name.to_string(), version.to_string())
             .map_err(start("the thread that watches the process"))?;
         let mut guard = KillOnDrop {
             process,

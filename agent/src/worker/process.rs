@@ -5,8 +5,10 @@
 //! only reason a crash gives.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStderr, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +16,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open};
 use tokio::sync::watch;
+
+use super::spawner::Spawned;
 
 /// Lines kept for the reason of a death.
 const KEPT_LINES: usize = 20;
@@ -35,6 +39,8 @@ pub struct Exit {
 #[derive(Clone)]
 pub struct Process {
     pid: u32,
+    /// Its `/proc/PID/status`.
+    status: Option<Arc<File>>,
     /// Some until it was reaped: before that its number cannot belong to another process.
     living: Arc<Mutex<Option<Pid>>>,
     exit: watch::Receiver<Option<Exit>>,
@@ -42,7 +48,8 @@ pub struct Process {
 
 impl Process {
     /// Takes over a fresh child. `model` and `version` stand with its lines in the log.
-    pub fn watch(mut child: Child, model: String, version: String) -> std::io::Result<Self> {
+    pub fn watch(spawned: Spawned, model: String, version: String) -> std::io::Result<Self> {
+        let Spawned { mut child, status } = spawned;
         let pid = child.id();
         let living = Arc::new(Mutex::new(Pid::from_raw(pid as i32)));
         let (sender, exit) = watch::channel(None);
@@ -69,7 +76,12 @@ impl Process {
                 let words = wait(&mut child, &lives);
                 sender.send_replace(Some(Exit { words, stderr }));
             })?;
-        Ok(Self { pid, living, exit })
+        Ok(Self {
+            pid,
+            status: status.map(Arc::new),
+            living,
+            exit,
+        })
     }
 
     pub fn pid(&self) -> u32 {
@@ -100,12 +112,15 @@ impl Process {
 
     /// Resident bytes, 0 once it has ended.
     pub fn resident_bytes(&self) -> u64 {
-        let kibibytes = std::fs::read_to_string(format!("/proc/{}/status", self.pid))
-            .ok()
-            .and_then(|text| {
-                let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-                line.split_ascii_whitespace().next()?.parse::<u64>().ok()
-            });
+        let mut text = [0; 4096];
+        let read = self.status.as_ref().map(|file| file.read_at(&mut text, 0));
+        let Some(Ok(length)) = read else {
+            return 0;
+        };
+        let kibibytes = std::str::from_utf8(&text[..length]).ok().and_then(|text| {
+            let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+            line.split_ascii_whitespace().next()?.parse::<u64>().ok()
+        });
         kibibytes.unwrap_or(0) * 1024
     }
 }
@@ -263,6 +278,11 @@ mod tests {
     use super::*;
     use std::process::{Command, Stdio};
 
+    fn spawned(child: Child) -> Spawned {
+        let status = File::open(format!("/proc/{}/status", child.id())).ok();
+        Spawned { child, status }
+    }
+
     #[test]
     fn endless_lines_and_control_bytes_become_short_printable_ones() {
         let mut bytes = b"one\x1b[31m\n".to_vec();
@@ -285,7 +305,8 @@ mod tests {
             .stderr(Stdio::piped())
             .spawn()
             .expect("sh");
-        let process = Process::watch(child, "m".to_owned(), "1.0.0".to_owned()).expect("watch");
+        let process =
+            Process::watch(spawned(child), "m".to_owned(), "1.0.0".to_owned()).expect("watch");
         let exit = tokio::time::timeout(Duration::from_secs(20), process.ended()).await;
         let exit = exit.expect("noticed before the other process ended");
         assert_eq!(exit.words, "killed by signal 9 (SIGKILL)");
@@ -301,7 +322,8 @@ mod tests {
             .stderr(Stdio::piped())
             .spawn()
             .expect("sh");
-        let process = Process::watch(child, "m".to_owned(), "1.0.0".to_owned()).expect("watch");
+        let process =
+            Process::watch(spawned(child), "m".to_owned(), "1.0.0".to_owned()).expect("watch");
         let exit = process.ended().await;
         assert_eq!(exit.words, "killed by signal 11 (SIGSEGV)");
         assert!(exit.stderr.starts_with("line 3\n") && exit.stderr.ends_with("line 22"));

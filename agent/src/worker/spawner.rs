@@ -4,6 +4,7 @@
 //! it: so that thread must live as long as the agent. Every [`super::Worker`] holds a handle; the thread
 //! ends with the last of them.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -21,7 +22,15 @@ pub struct Spawner {
 
 struct Request {
     control: OwnedFd,
-    reply: tokio::sync::oneshot::Sender<io::Result<Child>>,
+    reply: tokio::sync::oneshot::Sender<io::Result<Spawned>>,
+}
+
+/// A process that has just been started.
+pub(super) struct Spawned {
+    pub(super) child: Child,
+    /// Its `/proc/PID/status`. Opened before it makes itself undumpable: from then on a service manager that hides
+    /// other processes hides it from us as well.
+    pub(super) status: Option<File>,
 }
 
 /// Requests wait for milliseconds at most; more than a few at once come from a mistake.
@@ -47,7 +56,7 @@ impl Spawner {
     }
 
     /// Starts one process with `control` as its standard input.
-    pub(super) async fn spawn(&self, control: OwnedFd) -> Result<Child, WorkerError> {
+    pub(super) async fn spawn(&self, control: OwnedFd) -> Result<Spawned, WorkerError> {
         let (reply, answer) = tokio::sync::oneshot::channel();
         let gone = || WorkerError::Start("the thread that starts workers has ended".to_owned());
         self.requests
@@ -60,15 +69,17 @@ impl Spawner {
     }
 }
 
-fn spawn(program: &PathBuf, control: OwnedFd) -> io::Result<Child> {
+fn spawn(program: &PathBuf, control: OwnedFd) -> io::Result<Spawned> {
     // Nothing is inherited but these three: all descriptors of the agent close on exec, and what else the
     // worker needs comes over the control socket. No environment: vendor libraries read it.
-    Command::new(program)
+    let child = Command::new(program)
         .arg0("edgeward")
         .arg("worker")
         .env_clear()
         .stdin(Stdio::from(control))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
-        .spawn()
+        .spawn()?;
+    let status = File::open(format!("/proc/{}/status", child.id())).ok();
+    Ok(Spawned { child, status })
 }
