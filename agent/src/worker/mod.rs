@@ -9,6 +9,7 @@
 //! ends a worker, so no caller can; a death fails everything in flight at once and names the inputs that
 //! were running.
 
+mod answer;
 mod cache;
 mod child;
 mod clock;
@@ -28,10 +29,11 @@ mod supervisor;
 pub mod turns;
 pub mod wire;
 
+pub use answer::{Answer, check as check_output};
 pub use cache::{DriverCache, PLACEHOLDER};
 pub use child::run as run_child;
 pub use handle::Worker;
-pub use request::{Answer, Slot, check as check_output};
+pub use request::Slot;
 pub use spawner::Spawner;
 pub use wire::Stream;
 

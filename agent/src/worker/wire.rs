@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 use super::cache::DriverCache;
 use super::slots::Layout;
 
+mod codec;
+
+use codec::{Reader, encode_tensors};
+
 /// The most inputs or outputs of a signature.
 pub const MAX_TENSORS: usize = 64;
 /// The longest job or reply: 64 tensors of 8 dimensions, or an error text. With its header just a page.
@@ -291,148 +295,5 @@ pub fn cut(text: &str) -> &str {
     &text[..end]
 }
 
-fn encode_tensors(tensors: &[TensorRef], to: &mut Vec<u8>) {
-    to.push(tensors.len() as u8);
-    for tensor in tensors {
-        to.extend_from_slice(&tensor.offset.to_le_bytes());
-        to.extend_from_slice(&tensor.length.to_le_bytes());
-        to.push(tensor.shape.rank);
-        for dimension in tensor.shape.dimensions() {
-            to.extend_from_slice(&dimension.to_le_bytes());
-        }
-    }
-}
-
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let (head, tail) = self.0.split_first_chunk::<N>().ok_or(Malformed)?;
-        self.0 = tail;
-        Ok(*head)
-    }
-
-    fn rest(&mut self) -> &'a [u8] {
-        std::mem::take(&mut self.0)
-    }
-
-    fn u8(&mut self) -> Result<u8, Malformed> {
-        Ok(u8::from_le_bytes(self.take()?))
-    }
-
-    fn u32(&mut self) -> Result<u32, Malformed> {
-        Ok(u32::from_le_bytes(self.take()?))
-    }
-
-    fn u64(&mut self) -> Result<u64, Malformed> {
-        Ok(u64::from_le_bytes(self.take()?))
-    }
-
-    fn tensors(&mut self) -> Result<Vec<TensorRef>, Malformed> {
-        let count = usize::from(self.u8()?);
-        if count > MAX_TENSORS {
-            return Err(Malformed);
-        }
-        let mut tensors = Vec::with_capacity(count);
-        for _ in 0..count {
-            let (offset, length) = (self.u64()?, self.u64()?);
-            let rank = self.u8()?;
-            let mut shape = Shape {
-                rank,
-                ..Shape::default()
-            };
-            for place in shape
-                .dimensions
-                .get_mut(..usize::from(rank))
-                .ok_or(Malformed)?
-            {
-                *place = i32::from_le_bytes(self.take()?);
-                if *place < 0 {
-                    return Err(Malformed);
-                }
-            }
-            tensors.push(TensorRef {
-                offset,
-                length,
-                shape,
-            });
-        }
-        Ok(tensors)
-    }
-
-    fn end<T>(self, value: T) -> Result<T, Malformed> {
-        if self.0.is_empty() {
-            Ok(value)
-        } else {
-            Err(Malformed)
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn tensors() -> impl Strategy<Value = Vec<TensorRef>> {
-        let tensor = (
-            any::<u64>(),
-            any::<u64>(),
-            prop::collection::vec(0..=i64::from(i32::MAX), 0..=MAX_DIMENSIONS),
-        );
-        let tensor = tensor.prop_map(|(offset, length, shape)| TensorRef {
-            offset,
-            length,
-            shape: Shape::new(shape).expect("in range"),
-        });
-        prop::collection::vec(tensor, 0..=MAX_TENSORS)
-    }
-
-    proptest! {
-        #[test]
-        fn jobs_and_replies_survive_the_journey(inputs in tensors(), id: u64, slot: u32, own_memory: u64) {
-            let stream = Stream { number: slot, begin: id % 2 == 0, end: id % 3 == 0 };
-            let job = Job { id, slot, signature: 3, stream, sent_at: 9, core: 1, own_memory, inputs: inputs.clone() };
-            let mut bytes = Vec::new();
-            job.encode(&mut bytes);
-            prop_assert!(bytes.len() <= MAX_MESSAGE_BYTES);
-            prop_assert_eq!(Job::decode(&bytes), Ok(job));
-            let done = Done { queue_nanoseconds: 1, invoke_nanoseconds: 2, own_memory, outputs: inputs };
-            for outcome in [Outcome::Done(done), Outcome::Failed("no".to_owned()), Outcome::Cancelled] {
-                let reply = Reply { id, slot, outcome };
-                bytes.clear();
-                reply.encode(&mut bytes);
-                prop_assert!(bytes.len() <= MAX_MESSAGE_BYTES);
-                prop_assert_eq!(Reply::decode(&bytes), Ok(reply));
-            }
-        }
-
-        #[test]
-        fn any_bytes_parse_or_are_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            if let Ok(job) = Job::decode(&bytes) {
-                let mut again = Vec::new();
-                job.encode(&mut again);
-                prop_assert_eq!(again, bytes.clone());
-            }
-            let _ = Reply::decode(&bytes);
-        }
-    }
-
-    #[test]
-    fn long_texts_are_cut_at_a_character() {
-        let text = "é".repeat(MAX_TEXT_BYTES);
-        assert!(cut(&text).len() <= MAX_TEXT_BYTES && cut(&text).ends_with('é'));
-        assert_eq!(cut("short"), "short");
-    }
-
-    #[test]
-    fn shapes_count_their_elements_and_refuse_what_tflite_cannot_hold() {
-        assert_eq!(Shape::new([2, 3]).and_then(|s| s.elements()), Some(6));
-        assert_eq!(Shape::new([]).and_then(|s| s.elements()), Some(1));
-        assert_eq!(Shape::new([-1]), None);
-        assert_eq!(Shape::new([1 << 31]), None);
-        assert_eq!(Shape::new([1; 9]), None);
-        let huge = Shape::new([i64::from(i32::MAX); 8]).expect("shape");
-        assert_eq!(huge.elements(), None);
-    }
-}
+mod tests;

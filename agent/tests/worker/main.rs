@@ -6,4 +6,5 @@ mod faults;
 mod plugin;
 mod sandbox;
 mod signatures;
+mod strings;
 mod support;

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use edgeward_models::manifest::Datatype;
 
 use super::scout::Scout;
+use crate::strings;
 use crate::tflite::{Canceller, Graph, Interpreter, Nodes, TfliteError};
 use crate::worker::memory::{Memory, aligned};
 use crate::worker::wire::{Shape, TensorRef};
@@ -178,7 +179,11 @@ impl Instance {
             .input_mut(graph, index)
             .ok_or_else(missing)?;
         if tensor.datatype() == Some(Datatype::Bytes) {
-            let written = tensor.write_strings(bytes);
+            let shape = inputs.tensors[index].shape;
+            let shape: Vec<i64> = shape.dimensions().iter().map(|&d| d.into()).collect();
+            let written = strings::check(bytes, &shape)
+                .map_err(|error| error.to_string())
+                .and_then(|()| tensor.write_strings(bytes));
             return written.map_err(|reason| format!("input {index}: {reason}"));
         }
         let written = tensor.write(bytes);
