@@ -16,7 +16,7 @@ use jiff::{Timestamp, ToSpan, tz::TimeZone};
 use rand::Rng;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 
 /// The operator's common name. No device can have it: a device id holds no capital letter.
@@ -101,11 +101,21 @@ impl Authority {
 
     /// Certifies the key of a device's request (PEM) under `device`. Nothing else of the request is used.
     pub fn device(&self, request: &str, device: &DeviceId) -> Result<String> {
-        let key = requested_key(request)?;
+        self.certify(&requested_key(request)?, device)
+    }
+
+    /// A new certificate for a key that was certified before (SubjectPublicKeyInfo, DER).
+    pub fn renew(&self, public_key: &[u8], device: &DeviceId) -> Result<String> {
+        let key = SubjectPublicKeyInfo::from_der(public_key)
+            .with_context(|| format!("the key of device {device} cannot be read"))?;
+        self.certify(&key, device)
+    }
+
+    fn certify(&self, key: &SubjectPublicKeyInfo, device: &DeviceId) -> Result<String> {
         let mut params = params(device.as_str(), DEVICE_YEARS)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params
-            .signed_by(&key, &self.issuer)
+            .signed_by(key, &self.issuer)
             .with_context(|| format!("cannot certify device {device}"))?;
         Ok(certificate.pem())
     }

@@ -11,6 +11,8 @@ use edgeward_models::durable::{self, Access};
 use edgeward_models::name::DeviceId;
 use jiff::Timestamp;
 use x509_parser::pem::parse_x509_pem;
+use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::time::ASN1Time;
 
 const MAX_CERTIFICATE_BYTES: u64 = 64 * 1024;
 
@@ -28,6 +30,7 @@ pub struct Device {
     pub public_key: Vec<u8>,
     /// SHA-256 of the certificate (DER).
     pub fingerprint: Digest,
+    pub not_before: Timestamp,
     pub not_after: Timestamp,
 }
 
@@ -94,7 +97,8 @@ impl Device {
         Ok(Self {
             public_key: certificate.public_key().raw.to_vec(),
             fingerprint: Digest::of(&block.contents),
-            not_after: not_after(pem)?,
+            not_before: time(certificate.validity().not_before)?,
+            not_after: time(certificate.validity().not_after)?,
             id,
         })
     }
@@ -105,6 +109,16 @@ const NO_CERTIFICATE: &str = "it is not a certificate";
 /// When a certificate (PEM) ends.
 pub fn not_after(pem: &[u8]) -> Result<Timestamp> {
     let (_, block) = parse_x509_pem(pem).ok().context(NO_CERTIFICATE)?;
-    let certificate = block.parse_x509().ok().context(NO_CERTIFICATE)?;
-    Timestamp::from_second(certificate.validity().not_after.timestamp()).context(NO_CERTIFICATE)
+    der_not_after(&block.contents)
+}
+
+/// When a certificate (DER) ends.
+pub fn der_not_after(der: &[u8]) -> Result<Timestamp> {
+    let parsed = X509Certificate::from_der(der);
+    let (_, certificate) = parsed.ok().context(NO_CERTIFICATE)?;
+    time(certificate.validity().not_after)
+}
+
+fn time(time: ASN1Time) -> Result<Timestamp> {
+    Timestamp::from_second(time.timestamp()).context(NO_CERTIFICATE)
 }

@@ -17,7 +17,6 @@ use anyhow::{Context, Result, bail};
 use edgeward_models::durable::{self, Access};
 use edgeward_models::fleet::enrolment::BrokerAddress;
 use edgeward_models::name::FleetName;
-use edgeward_models::sign::KeyRing;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -133,10 +132,6 @@ impl Home {
         Memory::open(self.directory.join("heard.json"))
     }
 
-    pub fn keys(&self) -> Result<KeyRing> {
-        Ok(KeyRing::open(&self.keys_directory())?)
-    }
-
     pub fn authority(&self) -> Result<Authority> {
         Authority::from_pem(
             &self.read(&self.ca_certificate_path())?,
@@ -150,7 +145,7 @@ impl Home {
         let [certificate, key] = OPERATOR_FILES.map(|name| self.directory.join("ca").join(name));
         let pem = self.read(&certificate)?;
         let soon = Timestamp::now() + OPERATOR_RENEWAL;
-        if not_after(pem.as_bytes())? < soon && self.ca_key_path().exists() {
+        if not_after(pem.as_bytes())? < soon && self.has_authority() {
             let renewed = self.authority()?.operator()?;
             renewed.write(&self.directory.join("ca"), OPERATOR_FILES)?;
             return Ok((renewed.certificate, renewed.key));
@@ -165,6 +160,11 @@ impl Home {
 
     pub fn ca_certificate_path(&self) -> PathBuf {
         self.directory.join("ca").join(CA_FILES[0])
+    }
+
+    /// Whether the authority's key is here.
+    pub fn has_authority(&self) -> bool {
+        self.ca_key_path().exists()
     }
 
     fn ca_key_path(&self) -> PathBuf {

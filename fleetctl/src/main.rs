@@ -12,6 +12,7 @@ mod link;
 mod memory;
 mod operator;
 mod printer;
+mod renewal;
 mod statuses;
 mod watch;
 

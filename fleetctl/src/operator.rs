@@ -1,24 +1,29 @@
 //! What every command that talks to the fleet needs: the home, the printer and the way to the broker.
 
 use std::cell::Cell;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use edgeward_models::sign::{Publication, Repository, SignError};
+use edgeward_models::sign::{self, KeyRing, Publication, Repository, SignError};
+use jiff::Timestamp;
 use rand::Rng;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use crate::carrier::{Carrier, Standing};
+use crate::devices::der_not_after;
 use crate::home::Home;
 use crate::link::{Link, LinkError, LinkSettings};
 use crate::printer::Printer;
 
 /// How often work over a connection that broke is tried before the command gives up.
 const ATTEMPTS: u32 = 5;
+/// How long the broker may take to show its certificate.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(300);
 /// How long another fleetctl may hold the repository before this one gives up.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
@@ -51,6 +56,29 @@ impl Operator {
                 result => return Ok(result?),
             }
         }
+    }
+
+    /// The signing keys that are here. What a rotation that was cut short left is put right before.
+    pub fn keys(&self, repository: &Repository) -> Result<KeyRing> {
+        let directory = self.home.keys_directory();
+        sign::settle(&directory, repository)?;
+        Ok(KeyRing::open(&directory)?)
+    }
+
+    /// When the certificate that the broker shows ends.
+    pub fn broker_certificate(&self) -> Result<Timestamp> {
+        let LinkSettings { host, port, tls } = self.link_settings()?;
+        let addresses = (host.as_str(), port)
+            .to_socket_addrs()
+            .context("it has no address")?;
+        let mut problem = anyhow::anyhow!("it has no address");
+        for address in addresses {
+            match TcpStream::connect_timeout(&address, LOOK_TIMEOUT) {
+                Ok(stream) => return shown_certificate(stream, &host, tls),
+                Err(e) => problem = e.into(),
+            }
+        }
+        Err(problem)
     }
 
     fn link_settings(&self) -> Result<LinkSettings> {
@@ -168,6 +196,24 @@ impl Operator {
         })
         .await
     }
+}
+
+/// The end of the certificate that a TLS server shows on a new connection.
+fn shown_certificate(
+    mut stream: TcpStream,
+    host: &str,
+    tls: Arc<rustls::ClientConfig>,
+) -> Result<Timestamp> {
+    stream.set_read_timeout(Some(LOOK_TIMEOUT))?;
+    stream.set_write_timeout(Some(LOOK_TIMEOUT))?;
+    let name = ServerName::try_from(host.to_owned()).context("its name is none")?;
+    let mut connection = rustls::ClientConnection::new(tls, name)?;
+    while connection.is_handshaking() {
+        connection.complete_io(&mut stream)?;
+    }
+    let chain = connection.peer_certificates().unwrap_or_default();
+    let certificate = chain.first().context("it shows no certificate")?;
+    der_not_after(certificate)
 }
 
 /// A pause of about this length: two that got in each other's way do not meet again.

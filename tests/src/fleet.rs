@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use jiff::Timestamp;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -10,7 +11,7 @@ use crate::broker::{Broker, BrokerKind};
 use crate::device::Device;
 use crate::package::Package;
 use crate::process::{self, Finished};
-use crate::{binaries, wait};
+use crate::{binaries, plugin, wait};
 
 /// A new fleet in a directory of its own, which goes with it (and stays when the test fails).
 pub struct Fleet {
@@ -85,6 +86,16 @@ impl Fleet {
     /// Runs `fleetctl` to its end.
     pub fn fleetctl(&self, arguments: &[&str]) -> Finished {
         let mut command = Command::new(binaries::program("fleetctl"));
+        command.arg("--home").arg(self.home()).args(arguments);
+        process::run(&mut command)
+    }
+
+    /// Runs `fleetctl` as if it were this moment.
+    pub fn fleetctl_at(&self, now: Timestamp, arguments: &[&str]) -> Finished {
+        let shift = now.as_second() - Timestamp::now().as_second();
+        let mut command = Command::new(binaries::program("fleetctl"));
+        command.env("LD_PRELOAD", plugin::shifted_clock());
+        command.env("CLOCK_SHIFT", shift.to_string());
         command.arg("--home").arg(self.home()).args(arguments);
         process::run(&mut command)
     }

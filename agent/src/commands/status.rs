@@ -55,6 +55,10 @@ fn text(report: &Report) -> String {
             "groups    {}",
             groups.collect::<Vec<_>>().join(", ")
         ));
+        let ends = report.certificate_ends.iter();
+        lines.extend(
+            ends.map(|ends| format!("identity  certificate until {}", ends.strftime("%Y-%m-%d"))),
+        );
     } else {
         lines.push("device    not enrolled (edgeward enroll)".to_owned());
     }
@@ -128,6 +132,7 @@ mod tests {
     fn the_report_names_what_serves_and_why_something_else_does_not() {
         let report = Report {
             enrolled: true,
+            certificate_ends: None,
             link: Some("connected to broker:8883".to_owned()),
             connected: true,
             status: Status {

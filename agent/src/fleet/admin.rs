@@ -52,6 +52,8 @@ enum Request {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     pub enrolled: bool,
+    /// When the certificate that it shows the broker ends.
+    pub certificate_ends: Option<jiff::Timestamp>,
     /// Broker and state of the link, in words.
     pub link: Option<String>,
     pub connected: bool,

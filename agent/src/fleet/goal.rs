@@ -15,6 +15,7 @@ use edgeward_models::{DeviceId, ModelName, Version};
 use jiff::Timestamp;
 use tokio::sync::Mutex;
 
+use super::board::chain;
 use super::deadline::Deadline;
 use super::state::Applied;
 
@@ -32,6 +33,8 @@ pub struct Goal {
     pub bar: Option<String>,
     /// From a directory that somebody holds out: no waiting for a moment in the rollout.
     pub local: bool,
+    /// This device's renewed certificate (PEM), if the fleet holds one out.
+    pub certificate: Option<String>,
     /// What an operator should hear.
     pub notes: Vec<String>,
 }
@@ -75,6 +78,7 @@ pub async fn look(
         wishes: BTreeMap::new(),
         complete: true,
         local,
+        certificate: None,
         notes: Vec::new(),
         source,
         repository,
@@ -99,6 +103,14 @@ pub async fn look(
             group,
             sequence: sequence.max(before),
         });
+    }
+    match goal.repository.certificate(&*limited, device).await {
+        Ok(certificate) => goal.certificate = certificate,
+        // Versions do not wait for it.
+        Err(problem) => goal.notes.push(format!(
+            "a renewed certificate cannot be read: {}",
+            chain(&problem)
+        )),
     }
     // A device that is in no group is told nothing: it keeps what it has.
     goal.complete &= !goal.groups.is_empty();

@@ -8,20 +8,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use edgeward_models::durable::{self, Access, DurableError};
 use edgeward_models::fleet::enrolment::{BrokerAddress, EnrolmentBundle, FORMAT, MAX_BUNDLE_BYTES};
 use edgeward_models::{DeviceId, FleetName};
 use jiff::Timestamp;
+use rustls::ClientConfig;
 use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::time_provider::TimeProvider;
-use rustls::{ClientConfig, RootCertStore};
-use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::credentials::{self, Credentials};
 use crate::either_time::EitherTime;
 
 const KEY_FILE: &str = "key.pem";
@@ -53,11 +52,8 @@ pub struct Identity {
     pub fleet: FleetName,
     pub broker: BrokerAddress,
     key: EcdsaKeyPair,
-    key_pem: Vec<u8>,
-    certificate: String,
-    broker_ca: String,
-    /// Before this time the device certificate did not exist: the clock cannot be right.
-    pub not_before: Timestamp,
+    /// What is shown the broker. Before its certificate begins the clock cannot be right.
+    pub credentials: Arc<Credentials>,
 }
 
 impl Identity {
@@ -72,16 +68,20 @@ impl Identity {
                     .to_owned(),
             )
         })?;
-        let not_before = check_certificate(&bundle, &key)?;
+        let credentials = Credentials::new(
+            directory,
+            &bundle.device,
+            &key,
+            &key_pem,
+            &bundle.certificate,
+            &bundle.broker_ca,
+        )?;
         Ok(Some(Self {
             device: bundle.device,
             fleet: bundle.fleet,
             broker: bundle.broker,
             key,
-            key_pem,
-            certificate: bundle.certificate,
-            broker_ca: bundle.broker_ca,
-            not_before,
+            credentials: Arc::new(credentials),
         }))
     }
 
@@ -97,28 +97,19 @@ impl Identity {
     /// time or the clock, so that a device that boots in 1970 still connects.
     pub fn tls(&self, clock: Arc<TrustedClock>) -> Result<ClientConfig, IdentityError> {
         let tls = |e: &dyn std::fmt::Display| IdentityError::Tls(e.to_string());
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(self.broker_ca.as_bytes()) {
-            let certificate = certificate.map_err(|e| tls(&e))?;
-            roots.add(certificate).map_err(|e| tls(&e))?;
-        }
-        let chain: Vec<CertificateDer<'static>> =
-            CertificateDer::pem_slice_iter(self.certificate.as_bytes())
-                .collect::<Result<_, _>>()
-                .map_err(|e| tls(&e))?;
-        let key = PrivateKeyDer::from_pem_slice(&self.key_pem).map_err(|e| tls(&e))?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), provider.clone())
-            .build()
-            .map_err(|e| tls(&e))?;
-        ClientConfig::builder_with_details(provider, clock)
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(self.credentials.roots(), provider.clone())
+                .build()
+                .map_err(|e| tls(&e))?;
+        let builder = ClientConfig::builder_with_details(provider, clock)
             .with_safe_default_protocol_versions()
-            .map_err(|e| tls(&e))?
+            .map_err(|e| tls(&e))?;
+        Ok(builder
             // Not weaker than the usual one: it asks that one, about two times.
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(EitherTime(verifier)))
-            .with_client_auth_cert(chain, key)
-            .map_err(|e| tls(&e))
+            .with_client_cert_resolver(self.credentials.clone()))
     }
 }
 
@@ -163,7 +154,11 @@ pub fn check(directory: &Path, bytes: &[u8]) -> Result<EnrolmentBundle, Identity
                 .to_owned(),
         ));
     };
-    check_certificate(&bundle, &key)?;
+    credentials::check(
+        &bundle.certificate,
+        &bundle.device,
+        &credentials::public_key(&key)?,
+    )?;
     let authorities = CertificateDer::pem_slice_iter(bundle.broker_ca.as_bytes());
     if authorities.filter(Result::is_ok).count() == 0 {
         return Err(IdentityError::Refused(
@@ -187,6 +182,18 @@ pub fn store(directory: &Path, bundle: &EnrolmentBundle) -> Result<(), IdentityE
         &bytes,
         Access::Owner,
     )?)
+}
+
+/// Replaces the certificate of a stored bundle.
+pub(super) fn replace_certificate(
+    directory: &Path,
+    certificate: &str,
+) -> Result<(), IdentityError> {
+    let Some(mut bundle) = stored_bundle(directory)? else {
+        return Err(IdentityError::Refused("the enrolment is gone".to_owned()));
+    };
+    bundle.certificate = certificate.to_owned();
+    store(directory, &bundle)
 }
 
 /// The bundle of an earlier enrolment.
@@ -223,41 +230,6 @@ fn read_key(directory: &Path) -> Result<Option<(Vec<u8>, EcdsaKeyPair)>, Identit
     let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der.secret_pkcs8_der())
         .map_err(|_| IdentityError::Key(path))?;
     Ok(Some((pem, key)))
-}
-
-/// The certificate must be for this key and this name; returns when it begins to be valid.
-fn check_certificate(
-    bundle: &EnrolmentBundle,
-    key: &EcdsaKeyPair,
-) -> Result<Timestamp, IdentityError> {
-    let refused = |problem: &str| IdentityError::Refused(problem.to_owned());
-    let der = CertificateDer::from_pem_slice(bundle.certificate.as_bytes())
-        .map_err(|_| refused("its certificate is not a PEM certificate"))?;
-    let (_, certificate) = X509Certificate::from_der(&der)
-        .map_err(|_| refused("its certificate is not an X.509 certificate"))?;
-    let own = key
-        .public_key()
-        .as_der()
-        .map_err(|_| refused("the device's public key cannot be encoded"))?;
-    if certificate.public_key().raw != own.as_ref() {
-        return Err(refused(
-            "its certificate is for another key: it was made from another device's request, or this \
-             device's key was made anew since; send a new request",
-        ));
-    }
-    let names: Vec<&str> = certificate
-        .subject()
-        .iter_common_name()
-        .filter_map(|name| name.as_str().ok())
-        .collect();
-    if names != [bundle.device.as_str()] {
-        return Err(refused(&format!(
-            "its certificate names {names:?}, the bundle names {}",
-            bundle.device
-        )));
-    }
-    Timestamp::from_second(certificate.validity().not_before.timestamp())
-        .map_err(|_| refused("its certificate begins outside of time"))
 }
 
 /// The time for TLS: the clock, unless verified documents prove that it is behind.
@@ -347,7 +319,7 @@ mod tests {
             .expect("load")
             .expect("some");
         assert_eq!(identity.device.as_str(), "scanner-1");
-        let clock = Arc::new(TrustedClock::new(identity.not_before));
+        let clock = Arc::new(TrustedClock::new(identity.credentials.validity().begins));
         identity.tls(clock).expect("tls");
     }
 

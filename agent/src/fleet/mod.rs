@@ -1,6 +1,6 @@
 //! The link to the fleet: verified metadata in, installed versions, statuses and telemetry out.
 //!
-//! Reading order: [`state`] (what lies on the disk), [`identity`] (who the device is), [`goal`] (what it
+//! Reading order: [`state`] (what lies on the disk), [`identity`] (who the device is), [`credentials`] (the certificate that it shows), [`goal`] (what it
 //! should run), [`job`] and [`transfer`] (how a version gets there), [`reconcile`] (the one task that
 //! decides), [`boot`] (the first thing after a start), [`board`] (what others may see of it), [`admin`] (the
 //! door for `import` and `status`), [`mqtt`] and [`transport`] (the broker), [`speaker`] (what is told it),
@@ -40,6 +40,7 @@ mod abort;
 pub mod admin;
 pub mod board;
 pub mod boot;
+pub mod credentials;
 mod deadline;
 pub mod goal;
 pub mod identity;
@@ -142,8 +143,9 @@ async fn begin(
     };
     let link = match (&identity, &config.fleet, online) {
         (Some(identity), Some(settings), true) => {
-            let clock = membership_clock
-                .unwrap_or_else(|| Arc::new(TrustedClock::new(identity.not_before)));
+            let clock = membership_clock.unwrap_or_else(|| {
+                Arc::new(TrustedClock::new(identity.credentials.validity().begins))
+            });
             connection(identity, settings, clock, &board)
         }
         _ => None,
@@ -366,7 +368,11 @@ fn join_fleet(
         stale_after: Duration::from_secs(u64::from(config.trust.stale_after_days) * 24 * 3600),
     };
     let clock = Arc::new(TrustedClock::new(
-        identity.not_before.max(trust.trusted_time()),
+        identity
+            .credentials
+            .validity()
+            .begins
+            .max(trust.trusted_time()),
     ));
     if let Ok(Some(repository)) = trust.current(jiff::Timestamp::now(), policy) {
         board.change(|facts| {
@@ -376,6 +382,7 @@ fn join_fleet(
     }
     let membership = Membership {
         device: identity.device.clone(),
+        credentials: identity.credentials.clone(),
         trust: Arc::new(Mutex::new(trust)),
         clock,
         policy,
@@ -389,7 +396,7 @@ fn report(
     identity: Option<&Identity>,
 ) -> anyhow::Result<Box<dyn Fn() -> admin::Report + Send + Sync>> {
     let workshop = workshop.clone();
-    let enrolled = identity.is_some();
+    let credentials = identity.map(|identity| identity.credentials.clone());
     // A device that is in no fleet still has to be shown to the person at its prompt.
     let device: DeviceId = match identity {
         Some(identity) => identity.device.clone(),
@@ -398,7 +405,8 @@ fn report(
     Ok(Box::new(move || {
         let facts = workshop.board.facts();
         admin::Report {
-            enrolled,
+            enrolled: credentials.is_some(),
+            certificate_ends: credentials.as_ref().map(|c| c.validity().ends),
             link: facts.link,
             connected: facts.connected,
             status: workshop.board.status(

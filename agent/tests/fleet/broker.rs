@@ -218,6 +218,6 @@ fn tls(site: &Site, name: &str) -> Arc<ClientConfig> {
     let bundle = site.authority.enrol(&request, name, 1, &root);
     identity::store(own.path(), &bundle).expect("store");
     let identity = Identity::load(own.path()).expect("load").expect("identity");
-    let clock = Arc::new(TrustedClock::new(identity.not_before));
+    let clock = Arc::new(TrustedClock::new(identity.credentials.validity().begins));
     Arc::new(identity.tls(clock).expect("tls"))
 }

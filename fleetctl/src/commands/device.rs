@@ -17,6 +17,7 @@ use super::status;
 use crate::devices::Device;
 use crate::operator::Operator;
 use crate::printer::{Printer, table};
+use crate::renewal;
 use crate::statuses;
 use fleetctl::request::MAX_REQUEST_BYTES;
 
@@ -26,6 +27,7 @@ pub enum Verb {
     Enroll(Enroll),
     List(List),
     Show(Show),
+    Renew(Renew),
     AcceptHistory(AcceptHistory),
 }
 
@@ -86,6 +88,62 @@ pub struct Show {
     json: bool,
 }
 
+/// Make certificates of devices anew, for the keys that they have
+///
+/// Nothing has to come from the device, and its private key stays where it is: the new certificate travels in the
+/// signed repository, and the device takes it while it serves. Without names: those that are past two thirds of their
+/// lives, as `fleetctl refresh` does where the keys of the authority and of rollouts are at hand.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl device renew
+  fleetctl device renew ct-1 ct-2")]
+pub struct Renew {
+    devices: Vec<DeviceId>,
+    /// Do not ask the broker; publish later with `fleetctl sync` or carry with `fleetctl export`
+    #[arg(long)]
+    offline: bool,
+}
+
+impl Renew {
+    async fn run(self, operator: &Operator) -> Result<ExitCode> {
+        let mut devices = operator.home.devices().all()?;
+        if self.devices.is_empty() {
+            devices = renewal::due(devices, Timestamp::now());
+        } else {
+            for id in &self.devices {
+                if !devices.iter().any(|device| device.id == *id) {
+                    bail!("device {id} is not enrolled; `fleetctl device list` shows who is");
+                }
+            }
+            devices.retain(|device| self.devices.contains(&device.id));
+        }
+        if devices.is_empty() {
+            operator
+                .printer
+                .note("no certificate is past two thirds of its life");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut repository = operator.repository()?;
+        let standing = match self.offline {
+            true => None,
+            false => Some(operator.standing(&repository).await?),
+        };
+        let keys = operator.keys(&repository)?;
+        let publication = renewal::renew(operator, &mut repository, &keys, &devices)?;
+        if let Some(standing) = standing {
+            operator
+                .publish(&repository, &publication, standing)
+                .await?;
+        }
+        let ids: Vec<_> = devices.iter().map(|device| device.id.as_str()).collect();
+        operator
+            .printer
+            .note(&format!("renewed: {}", ids.join(", ")));
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
 /// Take what a device says next as its new beginning
 ///
 /// fleetctl remembers how far each device has come: which boot, which status of it, how long its audit log is. A
@@ -119,6 +177,7 @@ impl Verb {
             Self::Enroll(args) => args.run(&operator).await,
             Self::List(args) => args.run(&operator),
             Self::Show(args) => args.run(&operator).await,
+            Self::Renew(args) => args.run(&operator).await,
             Self::AcceptHistory(args) => args.run(&operator),
         }
     }
@@ -208,7 +267,7 @@ pub fn names(groups: &BTreeSet<GroupName>) -> String {
         .join(", ")
 }
 
-fn day(time: Timestamp) -> String {
+pub fn day(time: Timestamp) -> String {
     time.to_zoned(TimeZone::UTC).date().to_string()
 }
 

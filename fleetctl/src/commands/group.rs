@@ -141,7 +141,7 @@ pub async fn publish_membership(
     for (device, groups) in changes {
         repository.set_groups(device, groups.clone())?;
     }
-    let publication = repository.commit(&operator.home.keys()?, Timestamp::now())?;
+    let publication = repository.commit(&operator.keys(repository)?, Timestamp::now())?;
     if let Some(standing) = standing {
         operator.publish(repository, &publication, standing).await?;
     }

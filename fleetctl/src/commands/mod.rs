@@ -12,9 +12,11 @@ use crate::printer::Printer;
 #[cfg(feature = "broker")]
 mod broker;
 mod device;
+mod doctor;
 mod export;
 mod group;
 mod init;
+mod key;
 mod package;
 mod push;
 mod refresh;
@@ -71,6 +73,9 @@ enum Verb {
     Sync(sync::Args),
     Refresh(refresh::Args),
     Export(export::Args),
+    #[command(subcommand)]
+    Key(key::Verb),
+    Doctor(doctor::Args),
     #[cfg(feature = "broker")]
     Broker(broker::Args),
 }
@@ -92,6 +97,8 @@ impl Cli {
             Verb::Sync(args) => args.run(&home, printer).await,
             Verb::Refresh(args) => args.run(&home, printer).await,
             Verb::Export(args) => args.run(&home, printer),
+            Verb::Key(verb) => verb.run(&home, printer).await,
+            Verb::Doctor(args) => args.run(&home, printer).await,
             #[cfg(feature = "broker")]
             Verb::Broker(args) => args.run(&home, printer).await,
         }

@@ -4,15 +4,18 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use edgeward_models::sign::SigningRole;
 use jiff::Timestamp;
 
 use crate::operator::Operator;
 use crate::printer::Printer;
+use crate::renewal;
 
 /// Sign timestamp and snapshot anew, so that a quiet fleet does not turn stale
 ///
-/// Needs only the snapshot and timestamp keys: the host that runs it every day needs no other. A device
-/// whose metadata is older than its site allows serves on and takes nothing new.
+/// Needs only the snapshot and timestamp keys: the host that runs it every day needs no other. Where the keys of
+/// rollouts and of the certificate authority are at hand too, certificates of devices past two thirds of their lives
+/// are renewed on the way. A device whose metadata is older than its site allows serves on and takes nothing new.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -38,7 +41,19 @@ impl Args {
             true => None,
             false => Some(operator.standing(&repository).await?),
         };
-        let publication = repository.refresh(&operator.home.keys()?, Timestamp::now())?;
+        let keys = operator.keys(&repository)?;
+        let now = Timestamp::now();
+        let due = renewal::due(operator.home.devices().all()?, now);
+        let can_renew = operator.home.has_authority() && keys.has(SigningRole::Rollouts);
+        let publication = if can_renew && !due.is_empty() {
+            printer.note(&format!(
+                "certificates of {} devices are renewed",
+                due.len()
+            ));
+            renewal::renew(&operator, &mut repository, &keys, &due)?
+        } else {
+            repository.refresh(&keys, now)?
+        };
         if let Some(standing) = standing {
             operator
                 .publish(&repository, &publication, standing)

@@ -130,7 +130,7 @@ pub async fn carry_out(
         .get(model)
         .context("the desired state does not name the model")?;
     repository.set_desired(&desired)?;
-    let publication = repository.commit(&operator.home.keys()?, Timestamp::now())?;
+    let publication = repository.commit(&operator.keys(&repository)?, Timestamp::now())?;
     let what = format!(
         "{model} {} (release {}) for group {}",
         wish.version, wish.release, desired.group

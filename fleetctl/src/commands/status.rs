@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::device::names;
+use super::doctor;
 use crate::operator::Operator;
 use crate::printer::{Printer, plain, table};
 use crate::statuses::{self, Heard, Report};
@@ -38,7 +39,11 @@ pub struct Args {
 impl Args {
     pub async fn run(self, home: &Path, printer: &Printer) -> Result<ExitCode> {
         let operator = Operator::open(home, printer)?;
-        let membership = operator.repository()?.membership()?;
+        let repository = operator.repository()?;
+        let membership = repository.membership()?;
+        doctor::warn(&operator, &repository)?;
+        // Others may use it while this one asks.
+        drop(repository);
         let mut devices = operator.home.devices().all()?;
         if let Some(group) = &self.group {
             devices.retain(|d| {

@@ -97,10 +97,39 @@ impl Default for Membership {
 
 /// The name of the target that holds a device's groups: first byte of SHA-256 of its id.
 pub fn membership_target(device: &DeviceId) -> String {
-    format!(
-        "devices/{:02x}.json",
-        Digest::of(device.as_str().as_bytes()).as_bytes()[0]
-    )
+    format!("devices/{:02x}.json", first_byte(device))
+}
+
+/// Renewed certificates of the devices whose id hashes to one byte, PEM: target `devices/certificates-{byte}.json`.
+///
+/// A device takes one for its own key and name that its fleet's authority signed and that lasts longer than the one
+/// it has. Nothing in it is secret; the private key stays on the device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificates {
+    pub format: u32,
+    pub certificates: BTreeMap<DeviceId, String>,
+}
+
+impl Default for Certificates {
+    fn default() -> Self {
+        Self {
+            format: FORMAT,
+            certificates: BTreeMap::new(),
+        }
+    }
+}
+
+/// The name of the target that holds a device's renewed certificate.
+pub fn certificates_target(device: &DeviceId) -> String {
+    format!("{CERTIFICATES_PREFIX}{:02x}.json", first_byte(device))
+}
+
+/// What the names of those targets begin with.
+pub const CERTIFICATES_PREFIX: &str = "devices/certificates-";
+
+fn first_byte(device: &DeviceId) -> u8 {
+    Digest::of(device.as_str().as_bytes()).as_bytes()[0]
 }
 
 /// The name of the target that holds a group's desired state.

@@ -88,16 +88,25 @@ impl KeyRing {
         }
         durable::create_directory(directory)?;
         for role in SigningRole::ALL {
-            let failed = |_| refused(format!("cannot make the {role} key"));
-            let pair = Ed25519KeyPair::generate().map_err(failed)?;
-            let document = pair.to_pkcs8v1().map_err(failed)?;
-            let text = pem::encode_config(
-                &pem::Pem::new(PEM_TAG, document.as_ref()),
-                pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF),
-            );
-            durable::write(&key_path(directory, role), text.as_bytes(), Access::Owner)?;
+            make_key(role, &key_path(directory, role))?;
         }
         Self::open(directory)
+    }
+
+    /// Makes a new key for a role, in a file of its own, and signs with it from now on.
+    pub(super) fn renew(&mut self, role: SigningRole, path: &Path) -> Result<(), SignError> {
+        self.keys.insert(role, make_key(role, path)?);
+        Ok(())
+    }
+
+    /// The id of a role's key, if that is at hand.
+    pub fn id(&self, role: SigningRole) -> Result<Option<String>, SignError> {
+        self.keys.get(&role).map(hex_id).transpose()
+    }
+
+    /// The id of the key in a file, if there is one.
+    pub(super) fn id_in(path: &Path) -> Result<Option<String>, SignError> {
+        read_key(path)?.as_ref().map(hex_id).transpose()
     }
 
     /// Reads the keys that are there; a missing one is an error only when its role is to be signed.
@@ -151,7 +160,23 @@ pub(super) fn key_id(key: &Key) -> Result<Decoded<Hex>, SignError> {
         .map_err(|e| refused(format!("a public key has no key id: {e}")))
 }
 
-fn key_path(directory: &Path, role: SigningRole) -> PathBuf {
+fn hex_id(pair: &Ed25519KeyPair) -> Result<String, SignError> {
+    Ok(hex::encode(&*key_id(&pair.tuf_key())?))
+}
+
+fn make_key(role: SigningRole, path: &Path) -> Result<Ed25519KeyPair, SignError> {
+    let failed = |_| refused(format!("cannot make the {role} key"));
+    let pair = Ed25519KeyPair::generate().map_err(failed)?;
+    let document = pair.to_pkcs8v1().map_err(failed)?;
+    let text = pem::encode_config(
+        &pem::Pem::new(PEM_TAG, document.as_ref()),
+        pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF),
+    );
+    durable::write(path, text.as_bytes(), Access::Owner)?;
+    Ok(pair)
+}
+
+pub(super) fn key_path(directory: &Path, role: SigningRole) -> PathBuf {
     directory.join(format!("{role}.pem"))
 }
 

@@ -10,6 +10,7 @@ mod export;
 mod keys;
 mod metadata;
 mod repository;
+mod roles;
 mod rollouts;
 mod targets;
 mod versions;
@@ -23,6 +24,7 @@ use crate::verify::VerifyError;
 pub use keys::{KeyRing, SigningRole};
 pub use metadata::Lifetimes;
 pub use repository::Repository;
+pub use roles::{RoleInfo, prepare, settle};
 
 use crate::digest::Digest;
 

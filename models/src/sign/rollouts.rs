@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::repository::Repository;
 use super::{SignError, refused};
 use crate::fleet::rollout::{
-    self, DesiredState, MAX_DOCUMENT_BYTES, Membership, group_target, membership_target,
+    self, CERTIFICATES_PREFIX, Certificates, DesiredState, MAX_DOCUMENT_BYTES, Membership,
+    certificates_target, group_target, membership_target,
 };
 use crate::name::{DeviceId, GroupName};
 
@@ -49,8 +50,8 @@ impl Repository {
     /// All devices with their groups.
     pub fn membership(&self) -> Result<BTreeMap<DeviceId, BTreeSet<GroupName>>, SignError> {
         let mut all = BTreeMap::new();
-        let names: Vec<String> = self.targets_below("devices/").into_keys().collect();
-        for name in names {
+        let names = self.targets_below("devices/").into_keys();
+        for name in names.filter(|name| !name.starts_with(CERTIFICATES_PREFIX)) {
             let membership: Option<Membership> = self.document(&name)?;
             all.extend(membership.unwrap_or_default().devices);
         }
@@ -75,6 +76,14 @@ impl Repository {
             return Ok(());
         }
         self.stage_document(name, &membership)
+    }
+
+    /// Stages a renewed certificate (PEM), which replaces the one that was renewed before.
+    pub fn set_certificate(&mut self, device: &DeviceId, pem: &str) -> Result<(), SignError> {
+        let name = certificates_target(device);
+        let mut document: Certificates = self.document(&name)?.unwrap_or_default();
+        document.certificates.insert(device.clone(), pem.to_owned());
+        self.stage_document(name, &document)
     }
 
     fn document<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>, SignError> {

@@ -26,10 +26,10 @@ use crate::chunk::ChunkError;
 use crate::name::FileName;
 
 #[cfg(feature = "sign")]
-pub(crate) use chain::{Chain, RoleFile, SIGNED_AT};
+pub(crate) use chain::{Chain, RoleFile, SIGNED_AT, key_ids};
 #[cfg(feature = "sign")]
 pub(crate) use link::{LIST, target_info};
-pub use policy::Policy;
+pub use policy::{END_IN_SIGHT, Policy};
 pub use trust_store::TrustStore;
 pub use verified::{TargetInfo, VerifiedRepository};
 

@@ -23,7 +23,12 @@ pub struct Verdict {
     pub stale: bool,
     /// Why nothing new may be installed.
     pub bar: Option<String>,
+    /// Roles that end within [`END_IN_SIGHT`].
+    pub ends: Vec<String>,
 }
+
+/// How long before something ends its owner is told.
+pub const END_IN_SIGHT: SignedDuration = SignedDuration::from_hours(60 * 24);
 
 impl Policy {
     /// `now` is the later of clock and trusted time.
@@ -31,7 +36,7 @@ impl Policy {
         let allowed = SignedDuration::try_from(self.stale_after).unwrap_or(SignedDuration::MAX);
         let age = now.duration_since(chain.signed_at);
         let stale = age > allowed;
-        let mut reasons = Vec::new();
+        let (mut reasons, mut ends) = (Vec::new(), Vec::new());
         if stale {
             reasons.push(format!(
                 "the newest word from the fleet is {} days old and {} are allowed: bring newer metadata \
@@ -46,10 +51,16 @@ impl Policy {
                     "the role {role} expired on {}: its metadata must be signed anew",
                     expires.strftime("%Y-%m-%d")
                 ));
+            } else if expires < now.saturating_add(END_IN_SIGHT).unwrap_or(Timestamp::MAX) {
+                ends.push(format!(
+                    "the role {role} ends on {}; nothing new is installed from then on: `fleetctl key renew`",
+                    expires.strftime("%Y-%m-%d")
+                ));
             }
         }
         Verdict {
             stale,
+            ends,
             bar: (!reasons.is_empty()).then(|| reasons.join("; ")),
         }
     }

@@ -11,8 +11,8 @@ use super::policy::Verdict;
 use crate::chunk::{self, ChunkRef, Source};
 use crate::digest::Digest;
 use crate::fleet::rollout::{
-    self, DesiredState, MAX_DOCUMENT_BYTES, Membership, group_target, membership_target,
-    model_target,
+    self, Certificates, DesiredState, MAX_DOCUMENT_BYTES, Membership, certificates_target,
+    group_target, membership_target, model_target,
 };
 use crate::manifest::MANIFEST_FILE;
 use crate::name::{DeviceId, GroupName, ModelName, Version};
@@ -65,6 +65,11 @@ impl VerifiedRepository {
         self.inner.verdict.stale
     }
 
+    /// What ends before long, in words.
+    pub fn ends(&self) -> &[String] {
+        &self.inner.verdict.ends
+    }
+
     pub fn target(&self, name: &str) -> Option<&TargetInfo> {
         self.inner.targets.get(name)
     }
@@ -99,6 +104,19 @@ impl VerifiedRepository {
         let mut membership: Membership = self.document(source, target).await?;
         let groups = membership.devices.remove(device).unwrap_or_default();
         Ok(groups.into_iter().collect())
+    }
+
+    /// The renewed certificate of this device (PEM), if there is one. Whether it is good is for the device to say.
+    pub async fn certificate(
+        &self,
+        source: &dyn Source,
+        device: &DeviceId,
+    ) -> Result<Option<String>, VerifyError> {
+        let Some(target) = self.target(&certificates_target(device)) else {
+            return Ok(None);
+        };
+        let mut document: Certificates = self.document(source, target).await?;
+        Ok(document.certificates.remove(device))
     }
 
     /// A small target's whole bytes, verified.

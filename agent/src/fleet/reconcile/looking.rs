@@ -76,7 +76,8 @@ impl Reconciler {
     }
 
     /// Metadata grows old without anybody saying so.
-    fn refresh_age(&self) {
+    pub(super) fn refresh_age(&self) {
+        self.tell_certificate();
         let Some(membership) = self.membership.clone() else {
             return;
         };
@@ -86,6 +87,9 @@ impl Reconciler {
         let now = jiff::Timestamp::now();
         if let Ok(Some(repository)) = trust.current(now, membership.policy) {
             let (stale, version) = (repository.stale(), repository.timestamp_version());
+            self.workshop
+                .board
+                .warn("trust", repository.ends().to_vec());
             self.workshop.board.change(|facts| {
                 facts.stale = stale;
                 facts.timestamp_version = version;
@@ -239,6 +243,9 @@ impl Reconciler {
             facts.stale = goal.repository.stale();
             facts.last_error = goal.notes.first().cloned();
         });
+        if let Some(certificate) = &goal.certificate {
+            self.renew(certificate);
+        }
         if let Some(import) = request.import {
             let groups = goal.groups.iter().map(|g| g.group.to_string());
             let text = format!(

@@ -19,6 +19,7 @@ use edgeward_models::{DeviceId, Digest, ModelName, Version};
 use tokio::sync::{Mutex, broadcast, mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
+use super::credentials::Credentials;
 use super::goal::{Goal, Looked};
 use super::identity::TrustedClock;
 use super::job::{FaultKind, JobError, Ready, Workshop};
@@ -33,6 +34,7 @@ mod failures;
 mod import;
 mod looking;
 mod pace;
+mod renewal;
 mod steering;
 
 /// What the reconciler listens to.
@@ -51,6 +53,7 @@ pub struct Wires {
 /// Who this device is to its fleet.
 pub struct Membership {
     pub device: DeviceId,
+    pub credentials: Arc<Credentials>,
     pub trust: Arc<Mutex<TrustStore>>,
     pub clock: Arc<TrustedClock>,
     pub policy: Policy,
@@ -191,6 +194,7 @@ impl Reconciler {
         let mut timer = tokio::time::interval(Duration::from_secs(period.max(1)));
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         timer.reset();
+        self.refresh_age();
         loop {
             let pause = self.pause();
             tokio::select! {
