@@ -122,6 +122,12 @@ fn signature_problem(signature: &Signature) -> Option<String> {
                     tensor.name
                 ));
             }
+            if tensor.quantization.is_some_and(|q| !q.scale.is_finite()) {
+                return Some(format!(
+                    "{kind} {}: quantization.scale must be a finite number",
+                    tensor.name
+                ));
+            }
             if tensor.room() > MAX_REQUEST_BYTES {
                 return Some(format!(
                     "{kind} {}: larger than {MAX_REQUEST_BYTES} bytes",

@@ -35,7 +35,7 @@ fn a_sample_survives_being_written_and_read() {
 #[test]
 fn each_wrong_field_is_named() {
     type Change = fn(&mut Value);
-    let cases: [(Change, &str); 14] = [
+    let cases: [(Change, &str); 15] = [
         (|m| m["format"] = json!(2), "format 2"),
         (|m| m["model"] = json!("../digits"), "model name"),
         (
@@ -62,6 +62,14 @@ fn each_wrong_field_is_named() {
         (
             |m| m["signatures"][0]["inputs"][0]["shape"] = json!([1 << 30, 1 << 30]),
             "image",
+        ),
+        (
+            // More than 32 bits hold: it would be read as infinite.
+            |m| {
+                m["signatures"][0]["inputs"][0]["quantization"] =
+                    json!({"scale": 1e39, "zero_point": 0})
+            },
+            "quantization.scale",
         ),
         (
             |m| m["signatures"][0]["outputs"][0]["name"] = json!(""),
