@@ -2,7 +2,8 @@
 # Hunts with libFuzzer: tests/fuzz/run.sh SECONDS [TARGET…], each target for that long, two at a time.
 #
 # The stable compiler does (rustc.sh instruments our own crates). What a hunt learns is kept below the target
-# directory and helps the next one; with FRESH=1 it begins with the seeds alone. An input that breaks a target
+# directory and helps the next one; with FRESH=1 it begins with the seeds alone and takes the same way every time, so
+# that a test run does not depend on chance. An input that breaks a target
 # is left there as crash-…, to be made a seed once the fault is mended.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -17,11 +18,11 @@ mkdir -p "$out/fuzz"
 cp "$out/debug/fuzz" "$out/fuzz/fuzz"
 
 hunt() { # TARGET
-    local target=$1 seeds=tests/fuzz/seeds/$1 learnt=$out/fuzz/$1
-    if [ -n "${FRESH:-}" ]; then learnt=$(mktemp -d); fi
+    local target=$1 seeds=tests/fuzz/seeds/$1 learnt=$out/fuzz/$1 way=0
+    if [ -n "${FRESH:-}" ]; then learnt=$(mktemp -d) way=1; fi
     mkdir -p "$learnt"
     if FUZZ_TARGET=$target "$out/fuzz/fuzz" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 \
-        -verbosity=0 -print_final_stats=1 -artifact_prefix="$out/fuzz/$target-" \
+        -seed="$way" -verbosity=0 -print_final_stats=1 -artifact_prefix="$out/fuzz/$target-" \
         "$learnt" "$seeds" >"$out/fuzz/$target.log" 2>&1; then
         printf 'ok      %-20s %s\n' "$target" "$(awk '/number_of_executed_units/ { print $2 " inputs" }' "$out/fuzz/$target.log")"
     else
