@@ -32,17 +32,12 @@ pub(super) async fn aside<T: Send + 'static>(
             let _ = result.send(done);
         }
     });
-    let failed = |reason: String| LoadFailure {
-        model: manifest.model.clone(),
-        version: manifest.version.clone(),
-        reason,
-        refused: Vec::new(),
-        device_fault: true,
+    let failed = |problem: String| {
+        let reason = format!("the thread that proves versions: {problem}");
+        LoadFailure::new(manifest, reason, true)
     };
-    started.map_err(|e| failed(format!("the thread that proves versions: {e}")))?;
-    waiting.await.unwrap_or_else(|_| {
-        Err(failed(
-            "the thread that proves versions panicked".to_owned(),
-        ))
-    })
+    started.map_err(|e| failed(e.to_string()))?;
+    waiting
+        .await
+        .unwrap_or_else(|_| Err(failed("it panicked".to_owned())))
 }

@@ -129,13 +129,7 @@ impl Engine {
     pub async fn prepare(&self, version: &InstalledVersion) -> Result<Prepared, LoadFailure> {
         let manifest = version.manifest();
         if let Some(reason) = too_old(manifest) {
-            return Err(LoadFailure {
-                model: manifest.model.clone(),
-                version: manifest.version.clone(),
-                reason,
-                refused: Vec::new(),
-                device_fault: false,
-            });
+            return Err(LoadFailure::new(manifest, reason, false));
         }
         let cores = usable_cores(self.shared.config.tflite.cores);
         let grant = grant(manifest, cores, self.shared.threads_beside(&manifest.model));

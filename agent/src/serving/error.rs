@@ -4,7 +4,7 @@
 //! a [`LoadFailure`] into a status. The texts are for the person at the other end and never hold a tensor.
 
 use edgeward_models::fleet::status::RefusedDelegate;
-use edgeward_models::{ModelName, Version};
+use edgeward_models::{Manifest, ModelName, Version};
 
 use super::sequences::SequenceId;
 
@@ -19,6 +19,19 @@ pub struct LoadFailure {
     pub refused: Vec<RefusedDelegate>,
     /// The device's own trouble (no TFLite library, no sandbox, …), not the version's: worth trying again.
     pub device_fault: bool,
+}
+
+impl LoadFailure {
+    /// Before any delegate was tried.
+    pub(super) fn new(manifest: &Manifest, reason: String, device_fault: bool) -> Self {
+        Self {
+            model: manifest.model.clone(),
+            version: manifest.version.clone(),
+            reason,
+            refused: Vec::new(),
+            device_fault,
+        }
+    }
 }
 
 /// Why a request was not answered. Nothing here knows a status code; `api/error.rs` maps it.

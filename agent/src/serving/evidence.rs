@@ -42,19 +42,13 @@ impl Evidence {
 impl Subject {
     /// Reads the evidence. What is wrong with it is the version's fault, a disk that cannot be read the device's.
     pub(super) fn of(installed: &InstalledVersion) -> Result<Self, LoadFailure> {
-        let manifest = installed.manifest().clone();
-        let failure = |reason: String, device_fault| LoadFailure {
-            model: manifest.model.clone(),
-            version: manifest.version.clone(),
-            reason,
-            refused: Vec::new(),
-            device_fault,
-        };
+        let manifest = installed.manifest();
+        let failure = |reason, device_fault| LoadFailure::new(manifest, reason, device_fault);
         let found = installed.golden();
         let evidence = match found.map_err(|e| failure(e.to_string(), is_damaged(installed)))? {
             None => Evidence::Generated(OnceCell::new()),
             Some(vectors) => {
-                let cases = golden::cases(&manifest, &vectors);
+                let cases = golden::cases(manifest, &vectors);
                 Evidence::Golden(cases.map_err(|reason| failure(reason, false))?)
             }
         };
