@@ -5,7 +5,7 @@ usage: tritonclient_grpc_checks.py --url HOST:PORT --ca CA.pem --token TOKEN --s
                                    --package DIRECTORY [--package …]
 
 Each package directory is a model that the agent serves; MODEL is one with the inputs x and y and the outputs sum and
-product. Prints a line per check and exits with 1 if one failed.
+product; words and two (odd_models.py) are served too. Prints a line per check and exits with 1 if one failed.
 """
 
 import argparse
@@ -140,6 +140,26 @@ def two_inputs_in_any_order_and_a_choice_of_outputs(door, _packages, options):
     assert only.as_numpy("sum") is None
     says = refused("INVALID_ARGUMENT", lambda: door.infer(options.two_inputs, given[:1]))
     assert "y" in says, says
+
+
+@check
+def words_go_raw_and_typed_and_signatures_are_chosen(door, _packages, _options):
+    given = np.array(["zero", "zw\u00f6lf", ""], object)
+    picks = np.array([1, 0, 1], np.int32)
+    expected = [given[p].encode() for p in picks]
+    result = door.infer("words", [tensor("words", given, "BYTES"), tensor("picks", picks, "INT32")])
+    assert result.as_numpy("picked").tolist() == expected, result.as_numpy("picked")
+    request = service_pb2.ModelInferRequest(model_name="words")
+    words = request.inputs.add(name="words", datatype="BYTES", shape=given.shape)
+    words.contents.bytes_contents.extend(word.encode() for word in given)
+    numbers = request.inputs.add(name="picks", datatype="INT32", shape=picks.shape)
+    numbers.contents.int_contents.extend(picks.tolist())
+    response = door.client._client_stub.ModelInfer(request, metadata=door.headers.items(), timeout=SECONDS)
+    assert triton.InferResult(response).as_numpy("picked").tolist() == expected
+    x = np.array([[1.0, -2.0, 3.0, 0.5]], np.float32)
+    for signature, factor in (("negate", -1), ("double", 2)):
+        result = door.infer("two", [tensor("x", x, "FP32")], parameters={"signature_name": signature})
+        assert np.array_equal(result.as_numpy("y"), factor * x)
 
 
 @check

@@ -44,7 +44,7 @@ fn tritonclient_and_kserve_infer_and_ask_for_health_and_metadata() {
 }
 
 #[test]
-fn grpc_clients_of_triton_and_kserve_and_grpcs_own_tools_find_all_they_ask_for() {
+fn clients_of_grpc_and_of_tensorflow_serving_and_grpcs_own_tools_find_all_they_ask_for() {
     let site = serving_samples();
     let file = site.fleet.directory().join("both.tflite");
     python::run("two_inputs.py", [path(&file)]).expect_success();
@@ -55,6 +55,7 @@ fn grpc_clients_of_triton_and_kserve_and_grpcs_own_tools_find_all_they_ask_for()
     let two_inputs = [&local[..], &["--two-inputs", "both"]].concat();
     ask(&site, "tritonclient_grpc_checks.py", &two_inputs);
     ask(&site, "kserve_grpc_checks.py", &local);
+    ask(&site, "ovmsclient_checks.py", &two_inputs);
     let protos = binaries::root().join("agent/protos").display().to_string();
     let with_protos = [&local[..], &["--protos", &protos]].concat();
     ask(&site, "grpc_tools_checks.py", &with_protos);

@@ -34,7 +34,7 @@ use super::outgoing::Outgoing;
 use super::pulse::{Answering, Felt, Patience, Pulse, Verdict};
 use super::route::Route;
 use super::sparing::Sparing;
-use super::{body, coding, grpc};
+use super::{body, coding, grpc, tfs};
 use crate::config::Config;
 use crate::serving::Engine;
 
@@ -295,6 +295,9 @@ impl Connection {
                 }
                 let resolve = || resolve(target);
                 infer::infer(resolve, &self.shared, arrival, &parts.headers, incoming).await
+            }
+            Route::Tensorflow(asked) => {
+                tfs::respond(&self.shared, asked, arrival, &parts.headers, incoming).await
             }
             Route::Server => metadata::server(),
             Route::Live => metadata::live(),

@@ -86,6 +86,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// How far the text was read.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
     /// Nothing but space may be left.
     pub fn end(&mut self) -> Result<(), JsonError> {
         match self.peek() {

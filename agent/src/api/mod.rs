@@ -3,7 +3,7 @@
 //! `commands::serve` binds the doors early (a wrong key or a socket in use stops the start before anything
 //! is loaded) and opens them when the models answer. A request passes [`accept`] (a place, a connection),
 //! [`auth`] with [`peers`] or [`tls`] (who asks), [`connection`] (limits of time), [`route`] and [`oip`], or
-//! [`grpc`] and [`oip_grpc`] (what is asked), and then `serving`. Errors become status codes in [`error`] only.
+//! [`grpc`] and [`oip_grpc`], or [`tfs`] (what is asked), and then `serving`. Errors become status codes in [`error`] only.
 //!
 //! Promises: nothing listens on the network unless the configuration says so, and then only with
 //! authentication or the words that waive it; the number of connections, the size of headers and bodies and
@@ -30,6 +30,7 @@ mod pulse;
 mod refusal;
 pub mod route;
 mod sparing;
+pub mod tfs;
 pub mod tls;
 pub mod unix;
 

@@ -3,6 +3,7 @@
 use hyper::Method;
 
 use super::error::ApiError;
+use super::tfs;
 
 /// A question that the doors answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub enum Route<'a> {
     ModelReady(Target<'a>),
     Infer(Target<'a>),
     Metrics,
+    /// In TensorFlow Serving's words.
+    Tensorflow(tfs::route::Asked<'a>),
 }
 
 /// The model a path names; without a version the active one is meant.
@@ -31,6 +34,7 @@ impl<'a> Route<'a> {
             .ok_or_else(|| ApiError::not_found(format!("there is nothing at {path:?}")))?;
         let (allowed, words): (&[Method], _) = match route {
             Self::Infer(_) => (&[Method::POST], "POST"),
+            Self::Tensorflow(asked) if asked.question.is_posted() => (&[Method::POST], "POST"),
             _ => (&[Method::GET, Method::HEAD], "GET, HEAD"),
         };
         if allowed.contains(method) {
@@ -41,6 +45,9 @@ impl<'a> Route<'a> {
     }
 
     fn of_path(path: &'a str) -> Option<Self> {
+        if let Some(path) = path.strip_prefix("/v1/models/") {
+            return tfs::route::of_path(path).map(Self::Tensorflow);
+        }
         let rest = match path {
             "/v2" => return Some(Self::Server),
             "/metrics" => return Some(Self::Metrics),

@@ -88,6 +88,15 @@ fn the_messages_of_each_service_are_as_they_are_defined() {
         include_str!("health.rs"),
         include_str!("../../../protos/health.proto"),
     );
+    let tensorflow = concat!(
+        include_str!("../../../protos/tensorflow.proto"),
+        include_str!("../../../protos/tensorflow_serving.proto"),
+        // Of protobuf's own definitions.
+        "message Int64Value {\nint64 value = 1;\n}\n",
+        "message Any {\nstring type_url = 1;\nbytes value = 2;\n}\n",
+    )
+    .replace("google.protobuf.", "");
+    assert_defined(include_str!("../tfs/messages.rs"), &tensorflow);
     for version in [
         include_str!("../../../protos/reflection_v1.proto"),
         include_str!("../../../protos/reflection_v1alpha.proto"),

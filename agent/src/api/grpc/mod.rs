@@ -3,6 +3,7 @@
 //! | service | methods |
 //! |---|---|
 //! | `inference.GRPCInferenceService` | the Open Inference Protocol ([`crate::api::oip_grpc`]) |
+//! | `tensorflow.serving.PredictionService`, `.ModelService` | TensorFlow Serving's ([`crate::api::tfs`]) |
 //! | `grpc.health.v1.Health` | `Check`, `Watch` ([`health`]) |
 //! | `grpc.reflection.v1` and `v1alpha`, `.ServerReflection` | `ServerReflectionInfo` ([`reflection`]) |
 //!
@@ -21,6 +22,7 @@ mod reflection;
 mod rpc;
 pub mod status;
 mod stream;
+pub mod values;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,6 +45,8 @@ use super::oip::infer::on_own_thread;
 use super::oip_grpc;
 use super::outgoing::Outgoing;
 use super::pulse::Answering;
+use super::tfs;
+use crate::config::Limits;
 use crate::serving::ServeError;
 
 /// The limit of messages without tensors.
@@ -153,6 +157,17 @@ impl Call {
         self.arrival.checked_add(self.patience?)
     }
 
+    /// The caller's patience is no wish: it may be longer than this device lets anyone wait.
+    pub fn patience_within(&self, limits: &Limits) -> Option<Duration> {
+        self.patience_from(self.arrival, limits)
+    }
+
+    /// The same for a message that came later than the call.
+    pub fn patience_from(&self, arrival: Instant, limits: &Limits) -> Option<Duration> {
+        let left = self.deadline()?.saturating_duration_since(arrival);
+        Some(left.clamp(Duration::from_nanos(1), limits.max_deadline()))
+    }
+
     fn late(&self) -> ApiError {
         let patience = self.patience.unwrap_or_default();
         ServeError::Deadline(patience.as_millis() as u64).into()
@@ -180,6 +195,7 @@ impl Call {
                 framing::encode(&health::check(engine, &decode(&message)?)?)
             }
             Unary::Inference(method) => oip_grpc::answer(self, method, message).await?,
+            Unary::Tensorflow(method) => tfs::answer(self, method, message).await?,
         };
         self.pack(answer).await
     }

@@ -6,15 +6,25 @@ use super::SMALL;
 use crate::api::body::Limit;
 use crate::api::error::ApiError;
 use crate::api::oip_grpc;
+use crate::api::tfs;
 use crate::config::Limits;
 
 const HEALTH: &str = "grpc.health.v1.Health";
 const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 const REFLECTION_ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 const INFERENCE: &str = "inference.GRPCInferenceService";
+const PREDICTION: &str = "tensorflow.serving.PredictionService";
+const MODELS: &str = "tensorflow.serving.ModelService";
 
 /// All services, by their full names.
-pub const SERVICES: &[&str] = &[HEALTH, REFLECTION, REFLECTION_ALPHA, INFERENCE];
+pub const SERVICES: &[&str] = &[
+    HEALTH,
+    REFLECTION,
+    REFLECTION_ALPHA,
+    INFERENCE,
+    MODELS,
+    PREDICTION,
+];
 
 /// A method that is answered here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +38,7 @@ pub enum Rpc {
 pub enum Unary {
     HealthCheck,
     Inference(oip_grpc::Method),
+    Tensorflow(tfs::Method),
 }
 
 /// Messages go to and fro.
@@ -47,6 +58,7 @@ impl Rpc {
             let text = format!("there is no method {path:?} here");
             ApiError::new(hyper::StatusCode::NOT_IMPLEMENTED, text)
         };
+        let tensorflow = |method| Self::One(Unary::Tensorflow(method));
         let path = path.strip_prefix('/').ok_or_else(unknown)?;
         let (service, method) = path.split_once('/').ok_or_else(unknown)?;
         let found = match (service, method) {
@@ -60,6 +72,12 @@ impl Rpc {
                 let method = oip_grpc::Method::named(method);
                 method.map(|method| Self::One(Unary::Inference(method)))
             }
+            (PREDICTION, "Predict") => Some(tensorflow(tfs::Method::Predict)),
+            (PREDICTION, "GetModelMetadata") => Some(tensorflow(tfs::Method::GetModelMetadata)),
+            (MODELS, "GetModelStatus") => Some(tensorflow(tfs::Method::GetModelStatus)),
+            (MODELS, "HandleReloadConfigRequest") => {
+                Some(tensorflow(tfs::Method::HandleReloadConfigRequest))
+            }
             _ => None,
         };
         found.ok_or_else(unknown)
@@ -68,7 +86,10 @@ impl Rpc {
     /// How large a message may be.
     pub fn limit(self, limits: &Limits) -> Limit<'static> {
         match self {
-            Self::One(Unary::Inference(oip_grpc::Method::ModelInfer))
+            Self::One(
+                Unary::Inference(oip_grpc::Method::ModelInfer)
+                | Unary::Tensorflow(tfs::Method::Predict),
+            )
             | Self::Many(Streaming::Infer) => Limit {
                 bytes: limits.max_body_bytes,
                 whose: "this device",
@@ -98,6 +119,10 @@ mod tests {
                 include_str!("../../../protos/reflection_v1alpha.proto"),
             ),
             ("inference", include_str!("../../../protos/inference.proto")),
+            (
+                "tensorflow.serving",
+                include_str!("../../../protos/tensorflow_serving.proto"),
+            ),
         ] {
             let mut service = "";
             let mut methods = 0;

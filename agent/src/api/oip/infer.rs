@@ -35,7 +35,7 @@ pub const TIMEOUT_HEADER: &str = "edgeward-timeout-ms";
 
 /// Parsing more JSON than this, or copying more bytes than [`LONG_COPY`], happens on a thread of its own:
 /// other callers share ours.
-const LONG_JSON: usize = 256 << 10;
+pub const LONG_JSON: usize = 256 << 10;
 const LONG_COPY: usize = 8 << 20;
 
 /// Answers one request that arrived at `arrival`. `resolve` finds the version that the path means.
@@ -46,6 +46,30 @@ pub async fn infer(
     headers: &HeaderMap,
     incoming: &mut Incoming,
 ) -> Result<Response<Full<Bytes>>, ApiError> {
+    let limits = &shared.config.limits;
+    let json_length = number_header(headers, HEADER_LENGTH)?;
+    let (served, body, asked) = gathered(resolve, shared, headers, incoming).await?;
+    let (prepared, body) = on_time(
+        arrival,
+        asked.unwrap_or(limits.default_deadline()),
+        prepare_in_turn(served.manifest(), body, json_length),
+    )
+    .await?;
+    let (answer, wish, timeout) = put(&served, prepared, body, asked, arrival, limits).await?;
+    if !reply::is_long(&answer, &wish) {
+        return reply::build(&answer, &wish);
+    }
+    let built = on_own_thread(move || reply::build(&answer, &wish));
+    on_time(arrival, timeout, built).await
+}
+
+/// Reads the whole body of a request: the version that it is for, the body, and the time that its headers give it.
+pub async fn gathered(
+    resolve: impl Fn() -> Result<Served, ApiError>,
+    shared: &Shared,
+    headers: &HeaderMap,
+    incoming: &mut Incoming,
+) -> Result<(Served, Body, Option<Duration>), ApiError> {
     let limits = &shared.config.limits;
     // Asked twice: an unknown model is told before its body is read, and a slow body does not keep a version
     // alive that was replaced meanwhile.
@@ -63,7 +87,6 @@ pub async fn infer(
     };
     body::check_transfer(headers)?;
     let coding = Coding::of_body(headers)?;
-    let json_length = number_header(headers, HEADER_LENGTH)?;
     let asked = asked_timeout(headers, limits)?;
     let patience = Duration::from_millis(limits.body_timeout_ms);
     let body_time = asked.map_or(patience, |asked| asked.min(patience));
@@ -77,19 +100,7 @@ pub async fn infer(
             _ => error,
         })?;
 
-    let served = resolve()?;
-    let (prepared, body) = on_time(
-        arrival,
-        asked.unwrap_or(limits.default_deadline()),
-        prepare_in_turn(served.manifest(), body, json_length),
-    )
-    .await?;
-    let (answer, wish, timeout) = put(&served, prepared, body, asked, arrival, limits).await?;
-    if !reply::is_long(&answer, &wish) {
-        return reply::build(&answer, &wish);
-    }
-    let built = on_own_thread(move || reply::build(&answer, &wish));
-    on_time(arrival, timeout, built).await
+    Ok((resolve()?, body, asked))
 }
 
 /// Puts a prepared request to its version; also tells the time that it was given in all. `asked`: what its headers
@@ -143,7 +154,7 @@ fn most_body_bytes(manifest: &Manifest) -> u64 {
 }
 
 /// What may wait for a thread of its own is given up at the deadline like anything else.
-async fn on_time<T>(
+pub async fn on_time<T>(
     arrival: Instant,
     timeout: Duration,
     work: impl Future<Output = Result<T, ApiError>>,

@@ -3,7 +3,7 @@
 //! The order is that of [`crate::api::oip::infer`], but for one thing: the name of the model is part of the message,
 //! so a message is read before its model is known, within the device's own limit.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use prost::Message;
 
@@ -91,11 +91,7 @@ async fn reply(call: &Call, arrival: Instant, mut body: Body) -> Result<Reply, A
         marks_final,
     } = asked;
     body.append(typed);
-    // The caller's patience is no wish: it may be longer than this device lets anyone wait.
-    let patience = call.deadline().map(|deadline| {
-        let left = deadline.saturating_duration_since(arrival);
-        left.clamp(Duration::from_nanos(1), limits.max_deadline())
-    });
+    let patience = call.patience_from(arrival, limits);
     let (answer, wish, _) = put(&served, prepared, body, patience, arrival, limits).await?;
     Ok(Reply::new(answer, &wish, marks_final))
 }

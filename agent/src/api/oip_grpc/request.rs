@@ -15,12 +15,13 @@ use edgeward_models::manifest::{Datatype, MAX_DIMENSIONS};
 
 use crate::api::body::Body;
 use crate::api::error::ApiError;
+use crate::api::grpc::values::{Out, floats, integers, string};
 use crate::api::json::Scalar;
 use crate::api::oip::infer::{Prepared, checked};
 use crate::api::oip::request::{
     Content, InferRequest, Input, MAX_ID_BYTES, Output, at_most, tensor_parameter_refused,
 };
-use crate::api::protobuf::{Reader, Value, wrong_type};
+use crate::api::protobuf::{Reader, Value};
 use crate::serving::{Sequence, SequenceId};
 
 /// Triton's clients ask with it for an answer that says whether it is the last one to its request.
@@ -115,17 +116,13 @@ pub fn prepare(manifest: &Arc<Manifest>, body: &Body) -> Result<Asked, ApiError>
     request.in_sequence(sequence)?;
     let mut typed = Vec::new();
     if raw.is_empty() {
-        let most = usize::try_from(manifest.request_bytes()).unwrap_or(usize::MAX);
         for mut tensor in tensors {
             let start = body.len() + typed.len();
             if let Some(contents) = tensor.contents
                 && let Some(datatype) = datatype_of(&tensor.input, manifest)
             {
                 let name = &tensor.input.name;
-                let mut out = Out {
-                    bytes: &mut typed,
-                    most,
-                };
+                let mut out = Out::new(&mut typed, manifest);
                 append(datatype, contents, &mut out).map_err(|mut error| {
                     error.text = format!("input {name:?}: {}", error.text);
                     error
@@ -284,25 +281,6 @@ fn output(mut reader: Reader<'_>) -> Result<Output<'_>, ApiError> {
     }
 }
 
-/// Where typed values go, and how much may.
-struct Out<'a> {
-    bytes: &'a mut Vec<u8>,
-    most: usize,
-}
-
-impl Out<'_> {
-    fn push(&mut self, bytes: &[u8]) -> Result<(), ApiError> {
-        if bytes.len() > self.most.saturating_sub(self.bytes.len()) {
-            return Err(ApiError::invalid(format!(
-                "its contents are more than the {} bytes that this model takes",
-                self.most
-            )));
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(())
-    }
-}
-
 /// Writes `InferTensorContents` in the binary form of `datatype`.
 fn append(datatype: Datatype, mut contents: Reader<'_>, out: &mut Out<'_>) -> Result<(), ApiError> {
     let name = datatype.name();
@@ -343,10 +321,7 @@ fn append(datatype: Datatype, mut contents: Reader<'_>, out: &mut Out<'_>) -> Re
                 value => floats(value, size_of::<f64>(), out)?,
             },
             (8, Datatype::Bytes) => {
-                let text = value.long()?.bytes();
-                let length = u32::try_from(text.len()).map_err(|_| wrong_type())?;
-                out.push(&length.to_le_bytes())?;
-                out.push(&text)?;
+                string(value, out)?;
             }
             (1..=8, _) => {
                 return Err(ApiError::invalid(format!(
@@ -357,27 +332,4 @@ fn append(datatype: Datatype, mut contents: Reader<'_>, out: &mut Out<'_>) -> Re
         }
     }
     Ok(())
-}
-
-/// Numbers of 32 bits for a datatype that may be narrower.
-fn integers<const N: usize, E>(
-    values: Value<'_>,
-    name: &str,
-    out: &mut Out<'_>,
-    narrow: impl Fn(i64) -> Result<[u8; N], E>,
-) -> Result<(), ApiError> {
-    values.numbers(|value| {
-        let value = narrow(value.cast_signed());
-        let value = value
-            .map_err(|_| ApiError::invalid(format!("an element is outside the range of {name}")))?;
-        out.push(&value)
-    })
-}
-
-fn floats(values: Value<'_>, size: usize, out: &mut Out<'_>) -> Result<(), ApiError> {
-    let packed = values.long()?;
-    if packed.range().len() % size != 0 {
-        return Err(wrong_type());
-    }
-    out.push(&packed.bytes())
 }

@@ -1,0 +1,124 @@
+//! TensorFlow Serving's own protocol, for its clients: REST under `/v1/models` and, over gRPC,
+//! `tensorflow.serving.PredictionService` and `ModelService`.
+//!
+//! | path | answer |
+//! |---|---|
+//! | GET `/v1/models/M[/versions/V]` | the version's state: `AVAILABLE`, or `LOADING` while its worker is not there |
+//! | GET `/v1/models/M[/versions/V]/metadata` | signatures with their tensors |
+//! | POST `/v1/models/M[/versions/V]:predict` | `instances` (a value or an object for each row) → `predictions`; `inputs` (a value, or an object of whole tensors) → `outputs` |
+//! | POST `…:classify`, `…:regress` | `examples` with their features (and a `context` for all) → `results` |
+//!
+//! | gRPC | |
+//! |---|---|
+//! | `PredictionService` | `Predict` (values as `tensor_content` or typed, the last typed one repeated; answers as `tensor_content`, strings as `string_val`), `GetModelMetadata` |
+//! | `ModelService` | `GetModelStatus`; `HandleReloadConfigRequest` is refused, since versions are the fleet's |
+//!
+//! **Versions** are numbers here: a version's number is its release, which `fleetctl` counts up with each push (the
+//! model's metadata and `fleetctl status` tell it); 0 means the active version, as clients of OpenVINO Model Server
+//! send it; a path may also name the semantic version. **Labels** are not there yet: a request with one is answered
+//! 404. **Signatures**: without `signature_name`, or with `serving_default` where no signature is called so, the
+//! model's first one is meant.
+//!
+//! What differs from TensorFlow Serving: NaN and infinities are no JSON and refused as over [`crate::api::oip`] (422
+//! in an answer; gRPC carries them); a malformed path is 404, not 400; rows of different lengths, members that are
+//! not known and numbers outside their datatype are refused by name. A list of scores without classes is labelled
+//! with its indices. `Classify` and `Regress` over gRPC and `MultiInference` are not there.
+
+mod grpc;
+mod messages;
+mod reply;
+pub mod request;
+pub mod route;
+pub mod shape;
+mod status;
+pub mod tensor;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use edgeward_models::Manifest;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::{HeaderMap, Response};
+
+use self::request::{Form, prepare};
+use self::route::{Asked, Pick, Question};
+use super::connection::Shared;
+use super::error::ApiError;
+use super::oip::infer::{LONG_JSON, gathered, on_own_thread, on_time, put};
+use super::oip::reply::is_long;
+use crate::serving::{Engine, Served};
+
+pub use self::grpc::{Method, answer};
+
+/// The signature that everybody asks for.
+const DEFAULT_SIGNATURE: &str = "serving_default";
+
+/// Finds the version that a request means.
+fn resolve(engine: &Engine, model: &str, pick: Option<Pick<'_>>) -> Result<Served, ApiError> {
+    match pick {
+        None => Ok(engine.resolve(model, None)?),
+        Some(Pick::Version(version)) => {
+            let active = version.bytes().all(|digit| digit == b'0');
+            Ok(engine.resolve(model, (!active).then_some(version))?)
+        }
+        Some(Pick::Label(label)) => {
+            let served = engine.resolve(model, None)?;
+            Err(ApiError::not_found(format!(
+                "model {} has no label {label:?}: labels are not known to this server yet",
+                served.manifest().model
+            )))
+        }
+    }
+}
+
+/// The number of a version.
+fn number(manifest: &Manifest) -> i64 {
+    i64::try_from(manifest.release).unwrap_or(i64::MAX)
+}
+
+/// The name of a signature as the model knows it. `None`: its first.
+fn signature<'a>(asked: Option<&'a str>, manifest: &Manifest) -> Option<&'a str> {
+    let known = |name: &str| manifest.signatures.iter().any(|s| s.name == name);
+    asked.filter(|name| !name.is_empty() && (*name != DEFAULT_SIGNATURE || known(name)))
+}
+
+/// Answers one request over HTTP.
+pub async fn respond(
+    shared: &Shared,
+    asked: Asked<'_>,
+    arrival: Instant,
+    headers: &HeaderMap,
+    incoming: &mut Incoming,
+) -> Result<Response<Full<Bytes>>, ApiError> {
+    let resolve = || resolve(&shared.engine, asked.model, asked.pick);
+    let form = match asked.question {
+        Question::Status => return Ok(status::json(&resolve()?)),
+        Question::Metadata => return Ok(status::metadata_json(&resolve()?)),
+        Question::Predict => Form::Predict,
+        Question::Classify => Form::Classify,
+        Question::Regress => Form::Regress,
+    };
+    if let Some(awake) = &shared.awake {
+        awake.note(arrival);
+    }
+    let limits = &shared.config.limits;
+    let (served, body, given) = gathered(resolve, shared, headers, incoming).await?;
+    let manifest = Arc::clone(served.manifest());
+    let reading = async move {
+        if body.len() > LONG_JSON {
+            on_own_thread(move || prepare(&manifest, body, form)).await
+        } else {
+            prepare(&manifest, body, form)
+        }
+    };
+    let time = given.unwrap_or(limits.default_deadline());
+    let (prepared, body, form) = on_time(arrival, time, reading).await?;
+    let (answer, wish, timeout) = put(&served, prepared, body, given, arrival, limits).await?;
+    if !is_long(&answer, &wish) {
+        return reply::build(&answer, &wish, form);
+    }
+    let built = on_own_thread(move || reply::build(&answer, &wish, form));
+    on_time(arrival, timeout, built).await
+}
