@@ -2,9 +2,11 @@
 
 usage: wrong_models.py DIRECTORY [--count 200] [--seed N] BASE.tflite …
 
-Six of ten are well-formed flatbuffers in which one field is wrong: a shape, a type, an index, an option. The
-others are damaged bytes: cut off, overwritten, bits flipped. Both get past a reader that only looks at the
-file's head. DIRECTORY gets one file each and `index.json`, a list of
+Five of seven are well-formed flatbuffers whose meaning is damaged in one to three places: shapes that their data
+do not have, operators that read what is written later, indexes and axes beyond everything, quantization that no
+kernel expects, graphs that call each other wrong. Half of those leave inputs and outputs of the model alone, so
+that nothing but the runtime can notice. The others are damaged bytes: cut off, overwritten, bits flipped.
+DIRECTORY gets one file each and `index.json`, a list of
 
     {"file": name, "base": path, "edit": what was changed, "well_formed": true | false}
 
@@ -38,7 +40,8 @@ def main(arguments):
     index = []
     for number in range(options.count):
         base = options.bases[number % len(options.bases)]
-        well_formed = number % 10 < 6
+        # Seven and the number of bases have no divisor in common: every base gets both kinds.
+        well_formed = number % 7 < 5
         made, edit = make(base.read_bytes(), f"{options.seed}/{base_name(base)}/{number}", well_formed)
         name = f"{number:03}.tflite"
         (options.directory / name).write_bytes(made)
@@ -67,13 +70,18 @@ def make(good, name, well_formed):
 
 def wrong_field(good, generator):
     model = graph.load(good)
-    edit = generator.choice(FIELD_EDITS)
-    subgraph = generator.choice(model.subgraphs)
-    what = edit(model, subgraph, generator)
-    if what is None:
+    edits = generator.choice([FIELD_EDITS, INNER_EDITS])
+    done = []
+    for _ in range(generator.choice([1, 1, 2, 3])):
+        edit = generator.choice(edits)
+        subgraph = generator.choice(model.subgraphs)
+        what = edit(model, subgraph, generator)
+        if what is not None:
+            done.append(f"{edit.__name__}: {what}")
+    if not done:
         return None, None
     try:
-        return graph.save(model), f"{edit.__name__}: {what}"
+        return graph.save(model), "; ".join(done)
     except Exception:  # the value does not fit the field's type: no flatbuffer can say it
         return None, None
 
@@ -189,6 +197,202 @@ def graph_end(_model, subgraph, generator):
     setattr(subgraph, field, new)
     return f"{field} {old} -> {new}"
 
+
+# Damage behind the inputs and outputs: `tensors` and `fleetctl` find nothing wrong with such a model.
+
+
+def inner_tensors(subgraph):
+    ends = set(graph.ints(subgraph.inputs)) | set(graph.ints(subgraph.outputs))
+    return [tensor for index, tensor in enumerate(subgraph.tensors) if index not in ends]
+
+
+def constants(model, subgraph):
+    """Tensors with data, and their buffers."""
+    found = [(t, model.buffers[t.buffer]) for t in inner_tensors(subgraph) if t.buffer < len(model.buffers)]
+    return [(t, b) for t, b in found if b.data is not None and len(b.data) > 0]
+
+
+def inner_shape(_model, subgraph, generator):
+    """More or fewer elements, dimensions swapped, or another rank: the data stay as they are."""
+    inner = [t for t in inner_tensors(subgraph) if graph.ints(t.shape)]
+    if not inner:
+        return None
+    tensor = generator.choice(inner)
+    old = graph.ints(tensor.shape)
+    grown = [d * generator.choice([1, 2, 64]) for d in old]
+    new = generator.choice([old[::-1], old[1:], old + [1], [1] + old, grown, [max(d // 2, 1) for d in old]])
+    tensor.shape = new
+    return f"{old} -> {new}"
+
+
+def constant_length(model, subgraph, generator):
+    found = constants(model, subgraph)
+    if not found:
+        return None
+    _, buffer = generator.choice(found)
+    old = bytes(bytearray(buffer.data))
+    buffer.data = generator.choice([old[: len(old) // 2], old[:1], old + old, old + b"\x7f"])
+    return f"{len(old)} -> {len(buffer.data)}"
+
+
+def constant_values(model, subgraph, generator):
+    """Axes, shapes, indexes and paddings are constants too: these point far away."""
+    small = [(t, b) for t, b in constants(model, subgraph) if t.type in (2, 4) and len(b.data) <= 64]
+    found = small or constants(model, subgraph)
+    if not found:
+        return None
+    _, buffer = generator.choice(found)
+    word = generator.choice([2**31 - 1, 2**32 - 1, 2**31, 100_000, 0xFFFFFFFE, 0x7F800000, 0x7FC00000])
+    data = bytearray(buffer.data)
+    for at in range(0, len(data) - 3, 4 * generator.choice([1, 1, 7])):
+        data[at : at + 4] = word.to_bytes(4, "little")
+    buffer.data = bytes(data)
+    return f"{len(data)} bytes of {word:#x}"
+
+
+def order(_model, subgraph, generator):
+    """An operator runs before the one whose output it reads."""
+    if len(subgraph.operators) < 2:
+        return None
+    one, other = generator.sample(range(len(subgraph.operators)), 2)
+    operators = subgraph.operators
+    operators[one], operators[other] = operators[other], operators[one]
+    return f"operators {one} and {other} swapped"
+
+
+def loop(_model, subgraph, generator):
+    """An operator writes what it reads, a constant, an input, or what another one writes."""
+    operator = generator.choice(subgraph.operators)
+    inputs, outputs = graph.ints(operator.inputs), graph.ints(operator.outputs)
+    if not inputs or not outputs:
+        return None
+    new = list(outputs)
+    new[0] = generator.choice([i for i in inputs if i >= 0] + graph.ints(subgraph.inputs))
+    operator.outputs = new
+    return f"{outputs} -> {new}, inputs {inputs}"
+
+
+def more_or_fewer_inputs(_model, subgraph, generator):
+    operator = generator.choice(subgraph.operators)
+    old = graph.ints(operator.inputs)
+    if not old:
+        return None
+    new = generator.choice([old[:-1], old[1:], old + old, [-1] * len(old), old[::-1]])
+    operator.inputs = new
+    return f"{old} -> {new}"
+
+
+def another_operator(model, subgraph, generator):
+    """Another operator of the model, with this one's options: its kernel reads them as its own."""
+    operator = generator.choice(subgraph.operators)
+    old = operator.opcodeIndex
+    operator.opcodeIndex = generator.randrange(len(model.operatorCodes))
+    return f"{old} -> {operator.opcodeIndex}"
+
+
+def no_options(_model, subgraph, generator):
+    operator = generator.choice(subgraph.operators)
+    if operator.builtinOptions is None:
+        return None
+    operator.builtinOptions, operator.builtinOptionsType = None, 0
+    return "taken away"
+
+
+def operator_version(model, _subgraph, generator):
+    code = generator.choice(model.operatorCodes)
+    old, code.version = code.version, generator.choice([0, -1, 2, 5, 11, 1000])
+    return f"{old} -> {code.version}"
+
+
+def channels(_model, subgraph, generator):
+    """Quantization by channel, with as many scales as there are not."""
+    quantized = [t.quantization for t in inner_tensors(subgraph) if t.quantization is not None]
+    quantized = [q for q in quantized if q.scale is not None and len(q.scale) > 0]
+    if not quantized:
+        return None
+    chosen = generator.choice(quantized)
+    count = generator.choice([0, 2, 3, 1000])
+    chosen.scale = [generator.choice([0.5, 0.0, 1e-40, float("inf")])] * count
+    chosen.zeroPoint = [generator.choice([0, 127, -129, 2**40])] * generator.choice([count, 1])
+    chosen.quantizedDimension = generator.choice([0, 3, 4, -1, 2**31 - 1])
+    return f"{count} scales in dimension {chosen.quantizedDimension}"
+
+
+def variable(_model, subgraph, generator):
+    tensor = generator.choice(subgraph.tensors)
+    tensor.isVariable = not tensor.isVariable
+    return f"{tensor.isVariable}"
+
+
+def sparsity(model, subgraph, generator):
+    """A constant that says of itself that most of it is left out."""
+    found = constants(model, subgraph)
+    if not found:
+        return None
+    tensor, _ = generator.choice(found)
+    rank = len(graph.ints(tensor.shape))
+    parameters = graph.schema.SparsityParametersT()
+    parameters.traversalOrder = generator.choice([list(range(rank)), [9] * rank, []])
+    parameters.blockMap = []
+    parameters.dimMetadata = []
+    for _ in range(generator.choice([rank, rank + 3, 1])):
+        metadata = graph.schema.DimensionMetadataT()
+        metadata.format = generator.choice([0, 1])
+        metadata.denseSize = generator.choice([0, 1, 100_000, 2**31 - 1])
+        segments = graph.schema.Int32VectorT()
+        segments.values = generator.choice([[], [0, 2**30], [5, 1]])
+        metadata.arraySegmentsType = metadata.arrayIndicesType = 1
+        metadata.arraySegments = metadata.arrayIndices = segments
+        parameters.dimMetadata.append(metadata)
+    tensor.sparsity = parameters
+    return f"{len(parameters.dimMetadata)} dimensions of {rank}"
+
+
+def another_graph(model, subgraph, generator):
+    """One graph more, one less, or a signature and a call that mean another one."""
+    what = generator.choice(["copy", "empty", "signature", "call"])
+    if what == "copy":
+        model.subgraphs.append(subgraph)
+    elif what == "empty":
+        empty = graph.schema.SubGraphT()
+        empty.tensors, empty.inputs, empty.outputs, empty.operators = [], [], [], []
+        model.subgraphs.insert(generator.choice([1, len(model.subgraphs)]), empty)
+    elif what == "signature":
+        if not model.signatureDefs:
+            return None
+        model.signatureDefs[0].subgraphIndex = generator.choice([len(model.subgraphs), 2**31, len(model.subgraphs) - 1])
+    else:
+        fields = ("initSubgraphIndex", "condSubgraphIndex", "bodySubgraphIndex", "thenSubgraphIndex", "subgraph")
+        calls = [
+            (operator.builtinOptions, field)
+            for operator in subgraph.operators
+            for field in fields
+            if operator.builtinOptions is not None and hasattr(operator.builtinOptions, field)
+        ]
+        if not calls:
+            return None
+        options, field = generator.choice(calls)
+        # A graph that calls itself has no end.
+        setattr(options, field, generator.choice([0, len(model.subgraphs), 2**31 - 1, -1]))
+    return what
+
+
+INNER_EDITS = [
+    inner_shape,
+    inner_shape,
+    constant_length,
+    constant_values,
+    order,
+    loop,
+    more_or_fewer_inputs,
+    another_operator,
+    no_options,
+    operator_version,
+    channels,
+    variable,
+    sparsity,
+    another_graph,
+]
 
 FIELD_EDITS = [
     shape,

@@ -1,8 +1,8 @@
 //! Two hundred wrong models, signed and carried to a device like any other, and an agent that never notices.
 //! `EDGEWARD_WRONG_MODELS` makes them more, `EDGEWARD_WRONG_SEED` others.
 //!
-//! Most are well-formed flatbuffers with one wrong field, which no reader of the format can tell from a good
-//! one. `fleetctl` refuses some when it reads their tensors; those are signed all the same under the manifest
+//! Most are well-formed flatbuffers with wrong fields, which no reader of the format can tell from a good
+//! one: it takes the runtime to find out. `fleetctl` refuses some when it reads their tensors; those are signed all the same under the manifest
 //! of the model they were made from, so that the device meets every one. Several of them end the process that
 //! runs them: that is why it is not the agent's.
 
@@ -15,6 +15,15 @@ use serde::Deserialize;
 
 const SAMPLES: [&str; 3] = ["digits-1.0.0", "digits-int8-1.0.0", "breast-cancer-1.0.0"];
 const PUBLIC: &str = "okay_nabu";
+
+/// What a reason says when the file could be read and its graph not be planned or run.
+const RUNTIME_WORDS: [&str; 5] = [
+    "Node number",
+    "killed by signal",
+    "golden vector",
+    "generated input",
+    "an invoke",
+];
 
 /// A number that the environment may set.
 fn setting(name: &str, default: usize) -> usize {
@@ -38,6 +47,8 @@ struct Tally {
     refused_by_the_device: usize,
     /// Those of either kind on which a worker's process was ended by a signal.
     killed_a_worker: Vec<String>,
+    /// They got as far as the runtime's planning or running them, or further.
+    reached_the_runtime: usize,
     /// They answer something; whether that is right, only golden vectors can say.
     taken: usize,
 }
@@ -180,6 +191,9 @@ fn after_each_of_many_wrong_models_the_agent_answers_its_next_request() {
                 reason
             }
         };
+        if RUNTIME_WORDS.iter().any(|words| reasons.contains(words)) || reasons == "[]" {
+            tally.reached_the_runtime += 1;
+        }
         if reasons.contains("killed by signal") {
             tally.killed_a_worker.push(context);
         }
@@ -189,6 +203,10 @@ fn after_each_of_many_wrong_models_the_agent_answers_its_next_request() {
     assert!(
         !tally.killed_a_worker.is_empty(),
         "none killed a worker: {tally:#?}"
+    );
+    assert!(
+        tally.reached_the_runtime > count / 3,
+        "few got past the readers of the format: {tally:#?}"
     );
     assert_eq!(tally.taken + tally.refused_by_the_device, count);
     assert_eq!(site.device.pid(), agent);
