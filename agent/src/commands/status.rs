@@ -155,6 +155,8 @@ mod tests {
                     }),
                     previous: None,
                     target: Some("2.0.0".parse().expect("version")),
+                    rollout: None,
+                    soak: None,
                     phase: Phase::Refused,
                     reason: Some("2.0.0 failed on this device: golden vector 3 is off".to_owned()),
                 }],

@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use edgeward_models::fleet::health::Soak;
 use edgeward_models::fleet::status::{AppliedGroup, FORMAT, ModelStatus, Phase, Status};
+use edgeward_models::name::RolloutId;
 use edgeward_models::{DeviceId, ModelName, Version};
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -44,7 +46,10 @@ pub struct Facts {
 pub struct Line {
     pub previous: Option<Version>,
     pub target: Option<Version>,
+    /// The rollout that asks for it.
+    pub rollout: Option<RolloutId>,
     pub phase: Phase,
+    pub soak: Option<Soak>,
     pub reason: Option<String>,
 }
 
@@ -53,7 +58,9 @@ impl Default for Line {
         Self {
             previous: None,
             target: None,
+            rollout: None,
             phase: Phase::Idle,
+            soak: None,
             reason: None,
         }
     }
@@ -203,7 +210,9 @@ fn model_status(model: ModelName, line: Line) -> ModelStatus {
         active: None,
         previous: line.previous,
         target: line.target,
+        rollout: line.rollout,
         phase: line.phase,
+        soak: line.soak,
         reason: line.reason,
     }
 }

@@ -166,13 +166,9 @@ mod tests {
     #[test]
     fn a_new_device_outside_the_wave_takes_what_its_group_ran_before() {
         let mut wish = Wish {
-            version: Version::new(2, 0, 0),
-            release: 2,
-            rollout: "r2".parse().expect("name"),
             previous: Some(Version::new(1, 0, 0)),
             percent: 0,
-            jitter_seconds: 0,
-            soak_seconds: 0,
+            ..Wish::new(Version::new(2, 0, 0), 2, "r2".parse().expect("name"))
         };
         let device: DeviceId = "scanner-1".parse().expect("name");
         assert_eq!(target(&wish, &device, true), Target::NotYet);

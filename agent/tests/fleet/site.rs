@@ -111,15 +111,8 @@ impl Site {
         rollout: &str,
         change: impl FnOnce(&mut Wish),
     ) {
-        let mut wish = Wish {
-            version: version.parse().expect("version"),
-            release,
-            rollout: rollout.parse().expect("name"),
-            previous: None,
-            percent: 100,
-            jitter_seconds: 0,
-            soak_seconds: 60,
-        };
+        let version = version.parse().expect("version");
+        let mut wish = Wish::new(version, release, rollout.parse().expect("name"));
         change(&mut wish);
         self.change_desired(|models| {
             models.insert(model.parse().expect("name"), wish);

@@ -78,13 +78,11 @@ pub fn wish(
         None => current.map(|wish| wish.version.clone()),
     };
     let wish = Wish {
-        version: version.clone(),
-        release,
-        rollout,
         previous,
         percent: pace.percent,
         jitter_seconds: pace.jitter,
         soak_seconds: pace.soak,
+        ..Wish::new(version.clone(), release, rollout)
     };
     desired.models.insert(model.clone(), wish);
     Ok(desired)

@@ -38,6 +38,8 @@ fn saying(
         }),
         previous: None,
         target: Some(wanted().version),
+        rollout: None,
+        soak: None,
         phase,
         reason: None,
     }];

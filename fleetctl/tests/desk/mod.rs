@@ -260,6 +260,8 @@ impl Device {
                 }),
                 previous: None,
                 target: Some(version(target)),
+                rollout: None,
+                soak: None,
                 phase,
                 reason: (phase == Phase::Refused).then(|| "golden vector 0 differs".to_owned()),
             }],

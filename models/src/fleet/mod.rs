@@ -1,8 +1,10 @@
 //! What fleetctl and agents say to each other: topics, desired state, statuses, telemetry.
 
 pub mod enrolment;
+pub mod health;
 pub mod rollout;
 pub mod signed;
 pub mod status;
 pub mod telemetry;
 pub mod topic;
+pub mod waves;

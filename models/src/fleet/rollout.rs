@@ -7,8 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::health::HealthLimits;
+use super::waves::Waves;
 use crate::digest::Digest;
 use crate::name::{DeviceId, GroupName, ModelName, RolloutId, Version};
 
@@ -38,15 +41,34 @@ pub struct Wish {
     /// What the group ran before this wish: where `rollback` goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<Version>,
-    /// The share of the group, in percent, that may move now; widened by later sequences.
+    /// The share of the group, in percent, that may move now; widened by later sequences. Waves go before it.
     #[serde(default = "all")]
     pub percent: u8,
+    /// The rollout widens by itself, as long as the devices that moved are well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waves: Option<Waves>,
     /// Devices start within this time, each at its own moment, to spare the broker.
     #[serde(default)]
     pub jitter_seconds: u32,
-    /// How long a new version is watched before the previous one may be let go.
+    /// How long a device watches the new version, ready to put the one before back.
     #[serde(default = "default_soak_seconds")]
     pub soak_seconds: u32,
+    /// What the version may not exceed meanwhile.
+    #[serde(default, skip_serializing_if = "HealthLimits::is_default")]
+    pub health: HealthLimits,
+    /// The rollout that this wish takes back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withdrawn: Option<Withdrawn>,
+}
+
+/// A rollout that was taken back: halted by its rule, or aborted by an operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Withdrawn {
+    pub version: Version,
+    pub rollout: RolloutId,
+    pub reason: String,
+    pub at: Timestamp,
 }
 
 fn all() -> u8 {
@@ -58,11 +80,38 @@ fn default_soak_seconds() -> u32 {
 }
 
 impl Wish {
-    /// Whether this device may move now. Stable as `percent` grows: a widened wave never drops a device.
+    /// That a whole group runs this version at once.
+    pub fn new(version: Version, release: u64, rollout: RolloutId) -> Self {
+        Self {
+            version,
+            release,
+            rollout,
+            previous: None,
+            percent: all(),
+            waves: None,
+            jitter_seconds: 0,
+            soak_seconds: default_soak_seconds(),
+            health: HealthLimits::default(),
+            withdrawn: None,
+        }
+    }
+
+    /// Whether this device may move now. Stable as a rollout widens: it never drops a device.
     pub fn includes(&self, device: &DeviceId) -> bool {
+        if let Some(waves) = &self.waves {
+            return waves.includes(device, &self.rollout);
+        }
         let position = place(device, &self.rollout, "wave");
         (position as f64) < u64::MAX as f64 / 100.0 * f64::from(self.percent.min(100))
             || self.percent >= 100
+    }
+
+    /// Whether every device of the group may move now.
+    pub fn reaches_everybody(&self) -> bool {
+        match &self.waves {
+            Some(waves) => waves.reaches_everybody(),
+            None => self.percent >= 100,
+        }
     }
 
     /// How long this device waits before it starts, within the jitter.
@@ -73,7 +122,7 @@ impl Wish {
 }
 
 /// A device's place in a rollout: the first eight bytes of SHA-256 over `purpose`, device and rollout.
-fn place(device: &DeviceId, rollout: &RolloutId, purpose: &str) -> u64 {
+pub(super) fn place(device: &DeviceId, rollout: &RolloutId, purpose: &str) -> u64 {
     let digest = Digest::of(format!("{purpose}/{device}/{rollout}").as_bytes());
     u64::from_be_bytes(std::array::from_fn(|i| digest.as_bytes()[i]))
 }
@@ -149,13 +198,8 @@ mod tests {
     #[test]
     fn a_widened_wave_keeps_every_device_and_has_about_its_share() {
         let wish = |percent| Wish {
-            version: Version::new(1, 0, 0),
-            release: 1,
-            rollout: "r1".parse().expect("name"),
-            previous: None,
             percent,
-            jitter_seconds: 0,
-            soak_seconds: 0,
+            ..Wish::new(Version::new(1, 0, 0), 1, "r1".parse().expect("name"))
         };
         let devices: Vec<DeviceId> = (0..2000)
             .map(|i| format!("device-{i}").parse().expect("name"))

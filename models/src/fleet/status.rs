@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::health::Soak;
 use crate::digest::Digest;
-use crate::name::{DelegateName, DeviceId, GroupName, ModelName, Version};
+use crate::name::{DelegateName, DeviceId, GroupName, ModelName, RolloutId, Version};
 
 pub const FORMAT: u32 = 1;
 
@@ -73,7 +74,13 @@ pub struct ModelStatus {
     /// The version the desired state asks for.
     #[serde(default)]
     pub target: Option<Version>,
+    /// The rollout that asks for it: what `phase`, `soak` and `reason` are about.
+    #[serde(default)]
+    pub rollout: Option<RolloutId>,
     pub phase: Phase,
+    /// How the watch over the active version stands, where a rollout brought it.
+    #[serde(default)]
+    pub soak: Option<Soak>,
     /// Why the phase is what it is, when that needs saying: a refusal, a crash, a wait.
     #[serde(default)]
     pub reason: Option<String>,

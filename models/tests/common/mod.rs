@@ -169,15 +169,8 @@ impl Fleet {
 }
 
 pub fn desired(group: &str, sequence: u64) -> DesiredState {
-    let wish = Wish {
-        version: "1.0.0".parse().expect("version"),
-        release: 1,
-        rollout: format!("r{sequence}").parse().expect("name"),
-        previous: None,
-        percent: 100,
-        jitter_seconds: 0,
-        soak_seconds: 60,
-    };
+    let rollout = format!("r{sequence}").parse().expect("name");
+    let wish = Wish::new("1.0.0".parse().expect("version"), 1, rollout);
     DesiredState {
         format: rollout::FORMAT,
         group: group.parse().expect("name"),

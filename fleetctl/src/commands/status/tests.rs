@@ -40,6 +40,8 @@ fn a_refused_version_shows_beside_the_one_that_serves_on() {
         }),
         previous: None,
         target: Some(Version::new(2, 0, 0)),
+        rollout: None,
+        soak: None,
         phase: Phase::Refused,
         reason: Some("golden vector 0 differs".to_owned()),
     }];
