@@ -12,17 +12,21 @@
 //! Every command opens one; `init` makes it. Nothing here touches the network.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use edgeward_models::durable::{self, Access};
 use edgeward_models::fleet::enrolment::BrokerAddress;
 use edgeward_models::name::FleetName;
+use edgeward_models::sign::{EncryptedKey, Passphrase, PrivatePem, SignError, Unlock, plain_pem};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::authority::Authority;
 use crate::devices::{Devices, not_after};
 use crate::memory::Memory;
+use crate::passphrase::Passphrases;
 
 /// No file of the home read whole is larger.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -46,6 +50,7 @@ pub struct FleetFile {
 pub struct Home {
     directory: PathBuf,
     fleet: FleetFile,
+    passphrases: Arc<Passphrases>,
 }
 
 impl Home {
@@ -70,10 +75,15 @@ impl Home {
             text.as_bytes(),
             Access::Anyone,
         )?;
-        Ok(Self {
+        Ok(Self::with(directory, fleet))
+    }
+
+    fn with(directory: &Path, fleet: FleetFile) -> Self {
+        Self {
             directory: directory.to_owned(),
             fleet,
-        })
+            passphrases: Arc::new(Passphrases::from_environment()),
+        }
     }
 
     /// Makes an empty directory that only its owner can enter; refuses one that holds a fleet.
@@ -110,10 +120,7 @@ impl Home {
             String::from_utf8(bytes).with_context(|| format!("{} is not text", path.display()))?;
         let fleet =
             toml::from_str(&text).with_context(|| format!("{} is wrong", path.display()))?;
-        Ok(Self {
-            directory: directory.to_owned(),
-            fleet,
-        })
+        Ok(Self::with(directory, fleet))
     }
 
     pub fn fleet(&self) -> &FleetName {
@@ -132,11 +139,60 @@ impl Home {
         Memory::open(self.directory.join("heard.json"))
     }
 
+    /// The authority; asks for its key's passphrase if that is encrypted.
     pub fn authority(&self) -> Result<Authority> {
+        let document = match self.ca_key()? {
+            PrivatePem::Plain(document) => document,
+            PrivatePem::Encrypted(key) => self.unlocked(&key)?,
+        };
         Authority::from_pem(
             &self.read(&self.ca_certificate_path())?,
-            &self.read(&self.ca_key_path())?,
+            &plain_pem(&document),
         )
+    }
+
+    fn unlocked(&self, key: &EncryptedKey) -> Result<Zeroizing<Vec<u8>>> {
+        let path = self.ca_key_path();
+        match self.passphrases.unlock(&path, key) {
+            Ok(unlocked) => Ok(unlocked.document),
+            Err(problem) => Err(SignError::Locked { path, problem }.into()),
+        }
+    }
+
+    fn ca_key(&self) -> Result<PrivatePem> {
+        let text = Zeroizing::new(self.read(&self.ca_key_path())?);
+        PrivatePem::parse(text.as_bytes())
+            .with_context(|| format!("{} is not a private key", self.ca_key_path().display()))
+    }
+
+    /// Puts the authority's key behind a passphrase. False if it is behind one.
+    pub fn encrypt_authority(&self, passphrase: &Passphrase) -> Result<bool> {
+        let PrivatePem::Plain(document) = self.ca_key()? else {
+            return Ok(false);
+        };
+        let text = EncryptedKey::seal(&document, passphrase)?.to_pem();
+        durable::write(&self.ca_key_path(), text.as_bytes(), Access::Owner)?;
+        Ok(true)
+    }
+
+    /// Takes the passphrase of the authority's key away. False if it has none.
+    pub fn decrypt_authority(&self) -> Result<bool> {
+        let PrivatePem::Encrypted(key) = self.ca_key()? else {
+            return Ok(false);
+        };
+        let text = plain_pem(&self.unlocked(&key)?);
+        durable::write(&self.ca_key_path(), text.as_bytes(), Access::Owner)?;
+        Ok(true)
+    }
+
+    pub fn passphrases(&self) -> &Passphrases {
+        &self.passphrases
+    }
+
+    /// Opens encrypted signing keys.
+    pub fn unlock(&self) -> Unlock {
+        let passphrases = Arc::clone(&self.passphrases);
+        Box::new(move |path, key| passphrases.unlock(path, key))
     }
 
     /// PEM: certificate and private key that fleetctl shows the broker. Made anew when they are about to end
@@ -144,11 +200,18 @@ impl Home {
     pub fn operator_certificate(&self) -> Result<(String, String)> {
         let [certificate, key] = OPERATOR_FILES.map(|name| self.directory.join("ca").join(name));
         let pem = self.read(&certificate)?;
-        let soon = Timestamp::now() + OPERATOR_RENEWAL;
-        if not_after(pem.as_bytes())? < soon && self.has_authority() {
-            let renewed = self.authority()?.operator()?;
-            renewed.write(&self.directory.join("ca"), OPERATOR_FILES)?;
-            return Ok((renewed.certificate, renewed.key));
+        let (now, end) = (Timestamp::now(), not_after(pem.as_bytes())?);
+        if end < now + OPERATOR_RENEWAL && self.has_authority() {
+            match self.authority() {
+                Ok(authority) => {
+                    let renewed = authority.operator()?;
+                    renewed.write(&self.directory.join("ca"), OPERATOR_FILES)?;
+                    return Ok((renewed.certificate, renewed.key));
+                }
+                // Without the passphrase the present one serves to its end; `doctor` says what is to be done.
+                Err(_) if now < end => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok((pem, self.read(&key)?))
     }

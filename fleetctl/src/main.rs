@@ -11,6 +11,7 @@ mod home;
 mod link;
 mod memory;
 mod operator;
+mod passphrase;
 mod printer;
 mod renewal;
 mod statuses;

@@ -62,7 +62,7 @@ impl Operator {
     pub fn keys(&self, repository: &Repository) -> Result<KeyRing> {
         let directory = self.home.keys_directory();
         sign::settle(&directory, repository)?;
-        Ok(KeyRing::open(&directory)?)
+        Ok(KeyRing::open_with(&directory, self.home.unlock())?)
     }
 
     /// When the certificate that the broker shows ends.

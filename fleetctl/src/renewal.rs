@@ -5,7 +5,7 @@
 //! serves. `fleetctl refresh` renews what is past two thirds of its life, `fleetctl device renew` what it is told to.
 
 use anyhow::Result;
-use edgeward_models::sign::{KeyRing, Publication, Repository};
+use edgeward_models::sign::{KeyRing, Publication, Repository, SigningRole};
 use jiff::Timestamp;
 
 use crate::devices::Device;
@@ -20,6 +20,12 @@ pub fn due(devices: Vec<Device>, now: Timestamp) -> Vec<Device> {
         rest.as_secs() * 3 < life.as_secs()
     });
     due
+}
+
+/// Makes sure that the keys that a renewal needs can be used, which may ask for a passphrase.
+pub fn unlock(operator: &Operator, keys: &KeyRing) -> Result<()> {
+    keys.ready(SigningRole::Rollouts)?;
+    operator.home.authority().map(drop)
 }
 
 /// Certifies these devices' keys anew and signs the certificates into the repository.

@@ -50,7 +50,7 @@ impl Args {
     pub async fn run(self, home: &Path, printer: &Printer) -> Result<ExitCode> {
         let home = Home::open(home)?;
         if !self.certificate.is_empty() {
-            certify_broker(&home, &self.certificate, printer)?;
+            certify_broker(&home, &home.authority()?, &self.certificate, printer)?;
             return Ok(ExitCode::SUCCESS);
         }
         let directory = home.broker_directory();

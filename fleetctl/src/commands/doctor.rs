@@ -262,11 +262,7 @@ fn roles(operator: &Operator, repository: &Repository, now: Timestamp) -> Result
             let advice = "run `fleetctl key renew` where the keys are";
             findings.push(Finding::until(&what, role.expires, now, advice));
         }
-        let id = keys
-            .as_ref()
-            .map(|keys| keys.id(role.role))
-            .transpose()?
-            .flatten();
+        let id = keys.as_ref().and_then(|keys| keys.id(role.role));
         if id.is_some_and(|id| !role.key_ids.contains(&id)) {
             findings.push(Finding::wrong(
                 format!("the key of role {} in this directory", role.role),

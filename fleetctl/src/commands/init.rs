@@ -3,21 +3,23 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use edgeward_models::durable::{self, Access};
 use edgeward_models::fleet::enrolment::BrokerAddress;
 use edgeward_models::name::FleetName;
-use edgeward_models::sign::{KeyRing, Repository};
+use edgeward_models::sign::{EncryptedKey, KeyRing, Passphrase, PrivatePem, Repository};
 use jiff::Timestamp;
 
-use crate::authority::{Authority, OPERATOR};
+use crate::authority::{Authority, Identity, OPERATOR};
 use crate::home::{CA_FILES, FleetFile, Home, OPERATOR_FILES, parse_broker};
+use crate::passphrase::Passphrases;
 use crate::printer::Printer;
 
 /// Make a new fleet: signing keys, certificate authority, operator's certificate, empty repository
 ///
 /// All of it is made in the operator's home. Keep that directory: whoever has its keys can tell every
-/// device of the fleet what to run, and without them nobody can.
+/// device of the fleet what to run, and without them nobody can. With --encrypt the keys of the fleet and of its
+/// authority are kept behind a passphrase from the first moment; `fleetctl key encrypt` does so later.
 ///
 /// The broker must speak MQTT 5 over TLS. With --broker-certificate the fleet's own authority
 /// certifies it, and a configuration for mosquitto is written beside the certificate and printed: client
@@ -26,6 +28,7 @@ use crate::printer::Printer;
 #[command(after_long_help = "\
 Examples:
   fleetctl init hospital --broker broker.example.org:8883
+  fleetctl init hospital --broker broker.example.org:8883 --encrypt
   fleetctl init trial --broker localhost:8883 --broker-certificate localhost,127.0.0.1")]
 pub struct Args {
     /// The fleet's name; it is part of every topic and cannot be changed later
@@ -36,19 +39,29 @@ pub struct Args {
     /// Also certify a broker under these names and addresses
     #[arg(long, value_name = "HOST", value_delimiter = ',')]
     broker_certificate: Vec<String>,
+    /// Keep the private keys of the fleet behind a passphrase
+    #[arg(long)]
+    encrypt: bool,
 }
 
 impl Args {
     pub fn run(self, home: &Path, printer: &Printer) -> Result<ExitCode> {
         Home::prepare(home)?;
         let now = Timestamp::now();
-        let ca = Authority::generate(&self.name)?;
+        let passphrase = match self.encrypt {
+            true => Some(Passphrases::from_environment().choose()?),
+            false => None,
+        };
+        let mut ca = Authority::generate(&self.name)?;
         let authority = Authority::from_pem(&ca.certificate, &ca.key)?;
+        if let Some(passphrase) = &passphrase {
+            encrypt(&mut ca, passphrase)?;
+        }
         ca.write(&home.join("ca"), CA_FILES)?;
         authority
             .operator()?
             .write(&home.join("ca"), OPERATOR_FILES)?;
-        let keys = KeyRing::generate(&home.join("keys"))?;
+        let keys = KeyRing::generate_with(&home.join("keys"), passphrase.as_ref())?;
         Repository::create(&home.join("repository"), &keys, now)?;
         // Last: a home with a fleet file is whole.
         let fleet = FleetFile {
@@ -66,20 +79,35 @@ impl Args {
             made.keys_directory().display()
         ));
         if !self.broker_certificate.is_empty() {
-            certify_broker(&made, &self.broker_certificate, printer)?;
+            certify_broker(&made, &authority, &self.broker_certificate, printer)?;
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn encrypt(identity: &mut Identity, passphrase: &Passphrase) -> Result<()> {
+    match PrivatePem::parse(identity.key.as_bytes()).context("a key that was just made is none")? {
+        PrivatePem::Plain(document) => {
+            identity.key = EncryptedKey::seal(&document, passphrase)?.to_pem();
+        }
+        PrivatePem::Encrypted(_) => {}
+    }
+    Ok(())
 }
 
 /// The broker's certificate and private key, in the broker's directory.
 pub const BROKER_FILES: [&str; 2] = ["certificate.pem", "private-key.pem"];
 
 /// Certifies a broker and writes what mosquitto needs beside the certificate; prints its configuration.
-pub fn certify_broker(home: &Home, hosts: &[String], printer: &Printer) -> Result<()> {
+pub fn certify_broker(
+    home: &Home,
+    authority: &Authority,
+    hosts: &[String],
+    printer: &Printer,
+) -> Result<()> {
     let directory = home.broker_directory();
     durable::create_directory(&directory)?;
-    let identity = home.authority()?.broker(hosts)?;
+    let identity = authority.broker(hosts)?;
     let [certificate, key] = identity.write(&directory, BROKER_FILES)?;
     let ca = directory.join("ca.pem");
     durable::write(&ca, home.ca_certificate()?.as_bytes(), Access::Anyone)?;

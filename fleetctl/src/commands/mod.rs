@@ -33,6 +33,9 @@ mod sync;
 ///
 /// Results go to standard output, everything else to standard error. Exit status: 0 done; 1 the fleet said
 /// no; 2 the fleet could not be asked.
+///
+/// Private keys may be kept behind a passphrase (`fleetctl key encrypt`). It is asked on the terminal; a service names
+/// a file whose first line it is, or a descriptor such as /dev/fd/3, in the variable FLEETCTL_PASSPHRASE_FILE.
 #[derive(Debug, Parser)]
 #[command(
     name = "fleetctl",

@@ -43,16 +43,28 @@ impl Args {
         };
         let keys = operator.keys(&repository)?;
         let now = Timestamp::now();
-        let due = renewal::due(operator.home.devices().all()?, now);
-        let can_renew = operator.home.has_authority() && keys.has(SigningRole::Rollouts);
-        let publication = if can_renew && !due.is_empty() {
+        let mut due = renewal::due(operator.home.devices().all()?, now);
+        if !(operator.home.has_authority() && keys.has(SigningRole::Rollouts)) {
+            due.clear();
+        }
+        if !due.is_empty()
+            && let Err(problem) = renewal::unlock(&operator, &keys)
+        {
+            // A timer that knows no passphrase refreshes all the same.
+            printer.warn(&format!(
+                "certificates of {} devices are due and are not renewed: {problem:#}",
+                due.len()
+            ));
+            due.clear();
+        }
+        let publication = if due.is_empty() {
+            repository.refresh(&keys, now)?
+        } else {
             printer.note(&format!(
                 "certificates of {} devices are renewed",
                 due.len()
             ));
             renewal::renew(&operator, &mut repository, &keys, &due)?
-        } else {
-            repository.refresh(&keys, now)?
         };
         if let Some(standing) = standing {
             operator

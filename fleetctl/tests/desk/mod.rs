@@ -110,7 +110,8 @@ impl Desk {
             .arg("--home")
             .arg(home)
             .env_remove("FLEETCTL_HOME")
-            .env_remove("FLEETCTL_LOG");
+            .env_remove("FLEETCTL_LOG")
+            .env_remove("FLEETCTL_PASSPHRASE_FILE");
         command
     }
 
@@ -120,13 +121,25 @@ impl Desk {
 
     /// Runs fleetctl in another home.
     pub fn run_in(&self, home: &Path, arguments: &[&str]) -> Said {
+        self.finish(self.command(home).args(arguments))
+    }
+
+    /// Runs fleetctl in a home whose keys' passphrase stands in this file.
+    pub fn run_with_passphrase(&self, home: &Path, file: &Path, arguments: &[&str]) -> Said {
+        let mut command = self.command(home);
+        self.finish(
+            command
+                .env("FLEETCTL_PASSPHRASE_FILE", file)
+                .args(arguments),
+        )
+    }
+
+    fn finish(&self, command: &mut Command) -> Said {
         let Output {
             status,
             stdout,
             stderr,
-        } = self
-            .command(home)
-            .args(arguments)
+        } = command
             .stdin(Stdio::null())
             .output()
             .expect("fleetctl runs");

@@ -10,7 +10,8 @@ use jiff::Timestamp as Time;
 use tough::TargetName;
 use tough::schema::Targets;
 
-use super::keys::{KeyRing, SigningRole, key_id};
+use super::key_file::key_id;
+use super::keys::{KeyRing, SigningRole};
 use super::repository::{Repository, TIMESTAMP_FILE, metadata_path, verified_chain};
 use super::{Publication, SignError, metadata, refused};
 use crate::chunk::pack_metadata;
@@ -23,7 +24,7 @@ type Signed = BTreeMap<SigningRole, (NonZeroU64, Vec<u8>)>;
 
 impl Repository {
     /// Signs what was staged: changed delegated roles, snapshot, timestamp. Roles past three quarters of their
-    /// life are renewed on the way if their keys are at hand. On disk the timestamp is replaced last.
+    /// life are renewed on the way if their keys are at hand (and can be unlocked). On disk the timestamp is replaced last.
     /// With nothing staged and nothing to renew the publication is empty and nothing is signed.
     pub fn commit(&mut self, keys: &KeyRing, now: Time) -> Result<Publication, SignError> {
         let now = self.signing_time(now)?;
@@ -103,7 +104,7 @@ impl Repository {
     }
 
     fn renewable(&self, role: SigningRole, expires: Time, keys: &KeyRing, now: Time) -> bool {
-        keys.has(role) && self.lifetimes.due(role, expires, now)
+        self.lifetimes.due(role, expires, now) && keys.ready(role).is_ok()
     }
 
     /// `None` when the role has no change and needs no renewal.

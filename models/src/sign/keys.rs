@@ -1,23 +1,18 @@
 //! The signing keys of a fleet.
 //!
-//! One PKCS#8 PEM file (Ed25519, readable by its owner only) per role, so that each key can be kept where its
-//! role is signed: root on a stick in a safe, snapshot and timestamp on the machine that refreshes daily.
+//! One file per role (`key_file`), so that each key can be kept where its role is signed: root on a stick in a safe,
+//! snapshot and timestamp on the machine that refreshes daily.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
-use tough::schema::decoded::{Decoded, Hex};
 use tough::schema::key::Key;
-use tough::sign::Sign;
 
+use super::encrypted::{Passphrase, Unlock};
+use super::key_file::SigningKey;
 use super::{SignError, refused};
-use crate::durable::{self, Access};
-
-const PEM_TAG: &str = "PRIVATE KEY";
-const MAX_KEY_BYTES: u64 = 16 * 1024;
+use crate::durable;
 
 /// A role that signs something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,10 +53,11 @@ impl fmt::Display for SigningRole {
     }
 }
 
-/// The signing keys of a fleet: one PKCS#8 PEM file (Ed25519, 0600) per role in a directory.
+/// The signing keys of a fleet that are at hand: at most one per role, in a directory.
 pub struct KeyRing {
     directory: PathBuf,
-    keys: BTreeMap<SigningRole, Ed25519KeyPair>,
+    keys: BTreeMap<SigningRole, SigningKey>,
+    unlock: Unlock,
 }
 
 impl fmt::Debug for KeyRing {
@@ -76,6 +72,14 @@ impl fmt::Debug for KeyRing {
 impl KeyRing {
     /// Makes keys for root, targets, releases, rollouts, snapshot and timestamp. Refuses to overwrite.
     pub fn generate(directory: &Path) -> Result<Self, SignError> {
+        Self::generate_with(directory, None)
+    }
+
+    /// [`Self::generate`], with every key behind a passphrase.
+    pub fn generate_with(
+        directory: &Path,
+        passphrase: Option<&Passphrase>,
+    ) -> Result<Self, SignError> {
         for role in SigningRole::ALL {
             let path = key_path(directory, role);
             if path.exists() {
@@ -88,32 +92,44 @@ impl KeyRing {
         }
         durable::create_directory(directory)?;
         for role in SigningRole::ALL {
-            make_key(role, &key_path(directory, role))?;
+            SigningKey::make(&key_path(directory, role), passphrase)?;
         }
-        Self::open(directory)
+        Self::open_with(directory, known(passphrase.cloned()))
     }
 
-    /// Makes a new key for a role, in a file of its own, and signs with it from now on.
+    /// Makes a new key for a role, in a file of its own, and signs with it from now on. It is encrypted if the one
+    /// before is, with the same passphrase.
     pub(super) fn renew(&mut self, role: SigningRole, path: &Path) -> Result<(), SignError> {
-        self.keys.insert(role, make_key(role, path)?);
+        let passphrase = match self.keys.get(&role) {
+            Some(key) => key.passphrase(&self.unlock)?,
+            None => None,
+        };
+        let key = SigningKey::make(path, passphrase.as_ref())?;
+        self.keys.insert(role, key);
         Ok(())
     }
 
     /// The id of a role's key, if that is at hand.
-    pub fn id(&self, role: SigningRole) -> Result<Option<String>, SignError> {
-        self.keys.get(&role).map(hex_id).transpose()
+    pub fn id(&self, role: SigningRole) -> Option<String> {
+        self.keys.get(&role).map(|key| hex::encode(&*key.id))
     }
 
     /// The id of the key in a file, if there is one.
     pub(super) fn id_in(path: &Path) -> Result<Option<String>, SignError> {
-        read_key(path)?.as_ref().map(hex_id).transpose()
+        Ok(SigningKey::read(path)?.map(|key| hex::encode(&*key.id)))
     }
 
     /// Reads the keys that are there; a missing one is an error only when its role is to be signed.
     pub fn open(directory: &Path) -> Result<Self, SignError> {
+        Self::open_with(directory, known(None))
+    }
+
+    /// [`Self::open`] with somebody who knows the passphrases of encrypted keys. They are asked for only when a
+    /// role is to be signed.
+    pub fn open_with(directory: &Path, unlock: Unlock) -> Result<Self, SignError> {
         let mut keys = BTreeMap::new();
         for role in SigningRole::ALL {
-            if let Some(key) = read_key(&key_path(directory, role))? {
+            if let Some(key) = SigningKey::read(&key_path(directory, role))? {
                 keys.insert(role, key);
             }
         }
@@ -127,6 +143,7 @@ impl KeyRing {
         Ok(Self {
             directory: directory.to_owned(),
             keys,
+            unlock,
         })
     }
 
@@ -135,7 +152,12 @@ impl KeyRing {
         self.keys.contains_key(&role)
     }
 
-    fn pair(&self, role: SigningRole) -> Result<&Ed25519KeyPair, SignError> {
+    /// Makes sure that a role can be signed, which may ask for a passphrase.
+    pub fn ready(&self, role: SigningRole) -> Result<(), SignError> {
+        self.key(role)?.passphrase(&self.unlock).map(drop)
+    }
+
+    fn key(&self, role: SigningRole) -> Result<&SigningKey, SignError> {
         self.keys.get(&role).ok_or_else(|| {
             refused(format!(
                 "the key of role {role} is needed and {} is not there: run this where that key is kept",
@@ -146,68 +168,38 @@ impl KeyRing {
 
     /// The public key as TUF writes it.
     pub(super) fn public(&self, role: SigningRole) -> Result<Key, SignError> {
-        Ok(self.pair(role)?.tuf_key())
+        Ok(self.key(role)?.public.clone())
     }
 
     pub(super) fn sign(&self, role: SigningRole, message: &[u8]) -> Result<Vec<u8>, SignError> {
-        Ok(self.pair(role)?.sign(message).as_ref().to_vec())
+        self.key(role)?.sign(message, &self.unlock)
     }
 }
 
-/// The key id that TUF derives from a key.
-pub(super) fn key_id(key: &Key) -> Result<Decoded<Hex>, SignError> {
-    key.key_id()
-        .map_err(|e| refused(format!("a public key has no key id: {e}")))
+/// Somebody who knows this passphrase and cannot ask for others.
+fn known(passphrase: Option<Passphrase>) -> Unlock {
+    Box::new(move |_, key| {
+        let passphrase = passphrase
+            .clone()
+            .ok_or("there is nobody here to ask for it")?;
+        let document = key.open(&passphrase).ok_or("it is another one")?;
+        Ok(super::Unlocked {
+            document,
+            passphrase,
+        })
+    })
 }
 
-fn hex_id(pair: &Ed25519KeyPair) -> Result<String, SignError> {
-    Ok(hex::encode(&*key_id(&pair.tuf_key())?))
-}
-
-fn make_key(role: SigningRole, path: &Path) -> Result<Ed25519KeyPair, SignError> {
-    let failed = |_| refused(format!("cannot make the {role} key"));
-    let pair = Ed25519KeyPair::generate().map_err(failed)?;
-    let document = pair.to_pkcs8v1().map_err(failed)?;
-    let text = pem::encode_config(
-        &pem::Pem::new(PEM_TAG, document.as_ref()),
-        pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF),
-    );
-    durable::write(path, text.as_bytes(), Access::Owner)?;
-    Ok(pair)
-}
-
-pub(super) fn key_path(directory: &Path, role: SigningRole) -> PathBuf {
+pub fn key_path(directory: &Path, role: SigningRole) -> PathBuf {
     directory.join(format!("{role}.pem"))
 }
 
-fn read_key(path: &Path) -> Result<Option<Ed25519KeyPair>, SignError> {
-    let Some(text) = durable::read(path, MAX_KEY_BYTES)? else {
-        return Ok(None);
-    };
-    let read = |source| SignError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let mode = std::fs::metadata(path).map_err(read)?.permissions().mode();
-    if mode & 0o077 != 0 {
-        return Err(refused(format!(
-            "the key {path} may be read by others (mode {mode:04o}): run `chmod 600 {path}`, and if others \
-             may have read it, replace it",
-            path = path.display(),
-            mode = mode & 0o777
-        )));
-    }
-    let wrong = || {
-        refused(format!(
-            "{} is not an Ed25519 key (PKCS#8, PEM)",
-            path.display()
-        ))
-    };
-    let document = pem::parse(&text).map_err(|_| wrong())?;
-    if document.tag() != PEM_TAG {
-        return Err(wrong());
-    }
-    let pair = Ed25519KeyPair::from_pkcs8(document.contents()).map_err(|_| wrong())?;
-    debug_assert_eq!(pair.public_key().as_ref().len(), 32);
-    Ok(Some(pair))
+/// Puts a role's key behind a passphrase. False if it is behind one.
+pub fn encrypt(directory: &Path, role: SigningRole, with: &Passphrase) -> Result<bool, SignError> {
+    SigningKey::encrypt(&key_path(directory, role), with)
+}
+
+/// Takes the passphrase of a role's key away. False if it has none.
+pub fn decrypt(directory: &Path, role: SigningRole, unlock: &Unlock) -> Result<bool, SignError> {
+    SigningKey::decrypt(&key_path(directory, role), unlock)
 }

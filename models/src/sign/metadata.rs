@@ -12,7 +12,8 @@ use tough::schema::{
     Root, Signature, Signed, Snapshot, Target, Targets, Timestamp,
 };
 
-use super::keys::{KeyRing, SigningRole, key_id};
+use super::key_file::key_id;
+use super::keys::{KeyRing, SigningRole};
 use super::{SignError, refused};
 use crate::chunk::ChunkRef;
 use crate::digest::Digest;

@@ -6,7 +6,9 @@
 //! to become; a key is asked for only when its role is signed.
 
 mod commit;
+mod encrypted;
 mod export;
+mod key_file;
 mod keys;
 mod metadata;
 mod repository;
@@ -21,7 +23,8 @@ use crate::chunk::ChunkError;
 use crate::name::FileName;
 use crate::verify::VerifyError;
 
-pub use keys::{KeyRing, SigningRole};
+pub use encrypted::{EncryptedKey, Passphrase, PrivatePem, Unlock, Unlocked, plain_pem};
+pub use keys::{KeyRing, SigningRole, decrypt, encrypt, key_path};
 pub use metadata::Lifetimes;
 pub use repository::Repository;
 pub use roles::{RoleInfo, prepare, settle};
@@ -47,6 +50,8 @@ pub enum SignError {
         #[source]
         source: VerifyError,
     },
+    #[error("the passphrase of {path} is needed: {problem}")]
+    Locked { path: PathBuf, problem: String },
     #[error("cannot read {path}")]
     Read {
         path: PathBuf,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp as Time;
 use tough::schema::{RoleType, Signed, Snapshot};
 
+use super::encrypted::Unlock;
 use super::keys::{KeyRing, SigningRole, key_path};
 use super::repository::Repository;
 use super::{SignError, refused};
@@ -60,8 +61,12 @@ impl Repository {
 }
 
 /// Opens the keys of a directory with new ones for `roles`, which wait beside the present ones.
-pub fn prepare(directory: &Path, roles: &[SigningRole]) -> Result<KeyRing, SignError> {
-    let mut keys = KeyRing::open(directory)?;
+pub fn prepare(
+    directory: &Path,
+    unlock: Unlock,
+    roles: &[SigningRole],
+) -> Result<KeyRing, SignError> {
+    let mut keys = KeyRing::open_with(directory, unlock)?;
     for &role in roles {
         keys.renew(role, &next_path(directory, role))?;
     }

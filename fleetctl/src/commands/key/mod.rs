@@ -12,13 +12,18 @@ use serde_json::json;
 use super::device::day;
 use crate::operator::Operator;
 use crate::printer::{Printer, table};
+use protect::{Decrypt, Encrypt};
 
-/// Show the fleet's signing keys, replace and renew them
+mod protect;
+
+/// Show the fleet's signing keys, replace and renew them, put them behind a passphrase
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     List(List),
     Rotate(Rotate),
     Renew(Renew),
+    Encrypt(Encrypt),
+    Decrypt(Decrypt),
 }
 
 /// Show each role: which key signs it, whether that key is here, until when its metadata holds
@@ -96,6 +101,8 @@ impl Verb {
             Self::List(args) => args.run(&operator),
             Self::Rotate(args) => args.run(&operator).await,
             Self::Renew(args) => args.run(&operator).await,
+            Self::Encrypt(args) => args.run(&operator),
+            Self::Decrypt(args) => args.run(&operator),
         }
     }
 }
@@ -111,7 +118,7 @@ impl List {
         ];
         let mut values = Vec::new();
         for role in repository.roles()? {
-            let id = keys.id(role.role)?;
+            let id = keys.id(role.role);
             let here = match &id {
                 None => "no",
                 Some(id) if role.key_ids.contains(id) => "yes",
@@ -158,7 +165,7 @@ impl Rotate {
                 );
             }
             let roles: Vec<SigningRole> = self.roles.iter().map(|role| (*role).into()).collect();
-            let next = sign::prepare(&directory, &roles)?;
+            let next = sign::prepare(&directory, operator.home.unlock(), &roles)?;
             let publication = repository.rotate(&keys, &next, now)?;
             sign::settle(&directory, repository)?;
             Ok(publication)
