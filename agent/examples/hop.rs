@@ -42,6 +42,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         library: PathBuf::from(library),
         instances: 1,
         threads: 1,
+        batching: None,
         slots: 16,
         request_bytes: bytes,
         memory_limit_bytes: 0,

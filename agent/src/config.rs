@@ -5,17 +5,20 @@
 
 mod check;
 mod explain;
+mod models;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use edgeward_models::ModelName;
 use edgeward_models::name::DelegateName;
 use serde::Deserialize;
 
 pub use check::Problem;
 pub use explain::{Located, explain};
+pub use models::{Batching, ModelSettings};
 
 /// Where the configuration lives when no `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/edgeward/agent.toml";
@@ -36,6 +39,8 @@ pub struct Config {
     pub power: Power,
     /// Delegate libraries of this device, by the names that manifests use.
     pub delegates: BTreeMap<DelegateName, DelegateProfile>,
+    /// How this device serves single models, by their names.
+    pub models: BTreeMap<ModelName, ModelSettings>,
     pub sandbox: Sandbox,
     /// Absent until the device is enrolled and told to connect: the agent then serves what it has.
     pub fleet: Option<Fleet>,
@@ -55,6 +60,7 @@ impl Default for Config {
             tflite: Tflite::default(),
             power: Power::default(),
             delegates: BTreeMap::new(),
+            models: BTreeMap::new(),
             sandbox: Sandbox::Enforced,
             fleet: None,
             trust: Trust::default(),
@@ -478,6 +484,12 @@ mod tests {
         assert_eq!(npu.devices, [PathBuf::from("/dev/galcore")]);
         assert_eq!(npu.options.len(), 2);
         assert_eq!(npu.cache, Some(DelegateCache::default()));
+        let digits = &all.models[&"digits".parse().expect("name")];
+        let batching = digits.batching.as_ref().expect("batching");
+        assert_eq!(
+            (batching.max_delay_us, batching.preferred_sizes.len()),
+            (0, 0)
+        );
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The engine with real workers and the real TFLite library: proving, swapping, refusing, crashing.
 
+#[path = "serving/batching.rs"]
+mod batching;
 #[path = "serving/crashes.rs"]
 mod crashes;
 #[path = "serving/delegates.rs"]

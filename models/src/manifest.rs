@@ -133,6 +133,15 @@ pub struct Signature {
     pub outputs: Vec<TensorSpec>,
 }
 
+impl Signature {
+    /// Whether requests could run together along the first dimension: it is free in every input and output, and
+    /// none of them holds strings.
+    pub fn has_free_batch(&self) -> bool {
+        let free = |t: &TensorSpec| t.shape.first() == Some(&-1) && t.datatype != Datatype::Bytes;
+        self.inputs.iter().chain(&self.outputs).all(free)
+    }
+}
+
 /// One entry of the ordered list of delegates.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -55,6 +55,20 @@ def single_operator(name, operator, options_type, options, input_shape, output_s
     return model
 
 
+def add_constant(model, name, values):
+    """Adds a tensor that the file holds, of float32 or int32; returns its number."""
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+    model.buffers.append(buffer)
+    tensor = schema.TensorT()
+    tensor.name, tensor.shape = name, list(values.shape)
+    tensor.type = {"f": schema.TensorType.FLOAT32, "i": schema.TensorType.INT32}[values.dtype.kind]
+    tensor.buffer = len(model.buffers) - 1
+    tensors = model.subgraphs[0].tensors
+    tensors.append(tensor)
+    return len(tensors) - 1
+
+
 def tensor_map(name, index):
     entry = schema.TensorMapT()
     entry.name, entry.tensorIndex = name, index

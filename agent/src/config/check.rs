@@ -10,7 +10,7 @@ use std::path::Path;
 
 use edgeward_models::name::DelegateName;
 
-use super::{Config, DelegateProfile, Fleet, Limits, Tflite, TlsDoor, UnixDoor};
+use super::{Config, DelegateProfile, Fleet, Limits, ModelSettings, Tflite, TlsDoor, UnixDoor};
 use crate::api::{peers, tls, unix};
 use crate::worker::PLACEHOLDER;
 
@@ -112,6 +112,9 @@ impl Config {
         check_tflite(&self.tflite, table.at(&["tflite"]));
         for (name, profile) in &self.delegates {
             check_delegate(name, profile, table.at(&["delegates", name.as_str()]));
+        }
+        for (name, settings) in &self.models {
+            check_model(settings, table.at(&["models", name.as_str()]));
         }
         if let Some(fleet) = &self.fleet {
             check_fleet(fleet, table.at(&["fleet"]));
@@ -297,6 +300,18 @@ fn check_delegate(name: &DelegateName, profile: &DelegateProfile, table: &mut Ta
                 );
                 table.wrong(&format!("options.{option}"), text);
             }
+        }
+    }
+}
+
+fn check_model(settings: &ModelSettings, table: &mut Table) {
+    if let Some(batching) = &settings.batching {
+        let most = batching.max_batch_size;
+        table.within("batching.max_batch_size", most, 2, 4096);
+        table.within("batching.max_delay_us", batching.max_delay_us, 0, 1_000_000);
+        for (index, size) in batching.preferred_sizes.iter().enumerate() {
+            let key = format!("batching.preferred_sizes.{index}");
+            table.within(&key, *size, 1, most);
         }
     }
 }

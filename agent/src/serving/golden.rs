@@ -30,6 +30,13 @@ pub(super) struct Input {
     pub(super) bytes: Vec<u8>,
 }
 
+impl Case {
+    /// Of all inputs.
+    pub(super) fn bytes(&self) -> usize {
+        self.inputs.iter().map(|input| input.bytes.len()).sum()
+    }
+}
+
 /// What one output must be.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Expected {

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use super::loaded::Loaded;
-use super::stats::{Buckets, Outcome};
+use super::stats::{Outcome, Shown};
 
 /// All metrics of the loaded versions.
 pub(super) fn text(versions: &[Arc<Loaded>]) -> String {
@@ -31,19 +31,26 @@ pub(super) fn text(versions: &[Arc<Loaded>]) -> String {
         "edgeward_queue_seconds",
         "Waiting for a slot and an interpreter, answered requests.",
         versions,
-        |loaded| &loaded.stats.queue,
+        |loaded| loaded.stats.queue.shown(),
     );
     page.histogram(
         "edgeward_invoke_seconds",
         "Running the model, answered requests.",
         versions,
-        |loaded| &loaded.stats.invoke,
+        |loaded| loaded.stats.invoke.shown(),
     );
     page.histogram(
         "edgeward_request_seconds",
         "From admission to the answer, answered requests.",
         versions,
-        |loaded| &loaded.stats.total,
+        |loaded| loaded.stats.total.shown(),
+    );
+    let joining = |loaded: &&Arc<Loaded>| loaded.worker().is_ok_and(|worker| worker.joins());
+    page.histogram(
+        "edgeward_batch_size",
+        "Rows of each invoke, where requests are joined.",
+        versions.iter().filter(joining),
+        |loaded| loaded.stats.batches.shown(),
     );
     page.gauge("edgeward_model_ready", "1 while the model answers.");
     for loaded in versions {
@@ -120,24 +127,24 @@ impl Page {
         self.text.push('}');
     }
 
-    fn histogram(
+    fn histogram<'a>(
         &mut self,
         name: &str,
         help: &str,
-        versions: &[Arc<Loaded>],
-        buckets: impl Fn(&Loaded) -> &Buckets,
+        versions: impl IntoIterator<Item = &'a Arc<Loaded>>,
+        shown: impl Fn(&Loaded) -> Shown,
     ) {
         self.head(name, help, "histogram");
         for loaded in versions {
-            let counts = buckets(loaded).cumulative();
-            let total = counts[counts.len() - 1];
-            for (bound, count) in Buckets::BOUNDS_MICROS.iter().zip(counts) {
-                let bound = format!("{}", *bound as f64 / 1e6);
-                self.line(&format!("{name}_bucket"), loaded, &[("le", &bound)], count);
+            let shown = shown(loaded);
+            let total = shown.cumulative.last().copied().unwrap_or(0);
+            for (bound, count) in shown.bounds.iter().zip(&shown.cumulative) {
+                let bound = bound.to_string();
+                self.line(&format!("{name}_bucket"), loaded, &[("le", &bound)], *count);
             }
             self.line(&format!("{name}_bucket"), loaded, &[("le", "+Inf")], total);
             self.labels(&format!("{name}_sum"), loaded, &[]);
-            let _ = writeln!(self.text, " {}", buckets(loaded).sum_seconds());
+            let _ = writeln!(self.text, " {}", shown.sum);
             self.line(&format!("{name}_count"), loaded, &[], total);
         }
     }

@@ -11,6 +11,7 @@
 mod admission;
 mod aside;
 mod attempt;
+mod batches;
 mod budget;
 mod doubt;
 pub mod driver_caches;

@@ -85,6 +85,11 @@ impl Poison {
         blame.alone + blame.among_others >= CRASHES_ALLOWED
     }
 
+    /// Whether this input was running when a worker died.
+    pub(super) fn blames(&self, input: &Digest) -> bool {
+        lock(&self.inputs).contains_key(input)
+    }
+
     /// The input was answered: what it was blamed for in company was another's doing.
     pub(super) fn answered(&self, input: &Digest) {
         let mut inputs = lock(&self.inputs);
@@ -115,6 +120,7 @@ mod tests {
         poison.blame(&[bad], now);
         assert!(!poison.is_empty());
         assert!(!poison.refuses(&bad, now));
+        assert!(poison.blames(&bad) && !poison.blames(&good));
         poison.blame(&[bad], now);
         assert!(poison.refuses(&bad, now));
         assert!(!poison.refuses(&good, now));

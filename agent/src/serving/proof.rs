@@ -20,6 +20,7 @@ use super::loaded::slots;
 use crate::config::Config;
 use crate::worker::{DriverCache, Spawner, Worker, WorkerError, WorkerSpec};
 
+mod batching;
 mod check;
 
 /// The end of a dead worker's stderr that is kept in a reason.
@@ -150,6 +151,7 @@ impl<'a> Prover<'a> {
         }
         self.check(subject, choice, &worker).await?;
         self.warm_up(subject, &worker).await?;
+        self.try_batching(subject, choice, &worker).await?;
         worker.seal().await.map_err(|e| self.refusal(e))?;
         let facts = worker.facts();
         info!(
@@ -197,6 +199,7 @@ impl<'a> Prover<'a> {
             library: self.config.tflite.library.clone(),
             instances: grant.instances,
             threads: grant.threads,
+            batching: self.batching(manifest),
             slots: slots(grant, &self.config.limits),
             request_bytes,
             memory_limit_bytes: self.config.tflite.worker_memory_bytes,

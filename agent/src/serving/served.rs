@@ -244,6 +244,10 @@ impl Request {
                 let model = hold.manifest().model.clone();
                 return Err(tally.fails(ServeError::Poison { model }));
             }
+            // If it crashes the worker again, it takes no other request with it.
+            if hold.poison.blames(&digest) {
+                slot.alone();
+            }
             known = Some(digest);
         }
         if let Some(turn) = &mut turn {
@@ -262,6 +266,7 @@ impl Request {
                     total: answered.saturating_duration_since(tally.begun),
                     answered,
                 });
+                hold.stats.batches.answered(answer.batch());
                 if let Some(digest) = known {
                     hold.poison.answered(&digest);
                 }

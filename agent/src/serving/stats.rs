@@ -12,6 +12,7 @@ use edgeward_models::fleet::telemetry::ModelSample;
 use edgeward_models::{ModelName, Version};
 use hdrhistogram::Histogram;
 
+use super::batches::Batches;
 use super::error::ServeError;
 
 /// How a request ended.
@@ -73,6 +74,8 @@ pub struct Statistics {
     pub succeeded: u64,
     /// Refused or failed; not those that their caller left.
     pub failed: u64,
+    /// Invokes that answered those that succeeded: fewer, where requests were joined.
+    pub invokes: u64,
     /// Sums over the requests that succeeded.
     pub queue: Duration,
     pub invoke: Duration,
@@ -92,6 +95,7 @@ pub(super) struct Stats {
     pub(super) queue: Buckets,
     pub(super) invoke: Buckets,
     pub(super) total: Buckets,
+    pub(super) batches: Batches,
     interval: Mutex<Interval>,
 }
 
@@ -116,6 +120,7 @@ impl Stats {
             queue: Buckets::default(),
             invoke: Buckets::default(),
             total: Buckets::default(),
+            batches: Batches::default(),
             interval: Mutex::new(Interval {
                 outcomes: Default::default(),
                 crashes: 0,
@@ -166,8 +171,10 @@ impl Stats {
             .filter(|(outcome, _)| !matches!(outcome, Outcome::Succeeded | Outcome::Cancelled));
         let latest = Duration::from_nanos(self.latest_nanos.load(Ordering::Relaxed));
         let ago = self.loaded.elapsed().saturating_sub(latest);
+        let succeeded = self.count(Outcome::Succeeded);
         Statistics {
-            succeeded: self.count(Outcome::Succeeded),
+            succeeded,
+            invokes: succeeded.saturating_sub(self.batches.joined()),
             failed: failed.map(|(outcome, _)| self.count(*outcome)).sum(),
             queue: self.queue.sum(),
             invoke: self.invoke.sum(),
@@ -224,6 +231,14 @@ fn histogram() -> Histogram<u32> {
         .unwrap_or_else(|_| unreachable!("two significant digits are always accepted"))
 }
 
+/// A histogram as the metrics page shows it.
+pub(super) struct Shown {
+    pub(super) bounds: Vec<f64>,
+    /// How many were at most as large as each bound, then how many there were in all.
+    pub(super) cumulative: Vec<u64>,
+    pub(super) sum: f64,
+}
+
 /// A histogram with fixed bounds, as Prometheus counts them.
 #[derive(Debug, Default)]
 pub(super) struct Buckets {
@@ -233,7 +248,7 @@ pub(super) struct Buckets {
 
 impl Buckets {
     /// Upper bounds in microseconds.
-    pub(super) const BOUNDS_MICROS: [u64; 18] = [
+    const BOUNDS_MICROS: [u64; 18] = [
         10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000,
         500_000, 1_000_000, 5_000_000, 30_000_000,
     ];
@@ -246,7 +261,7 @@ impl Buckets {
     }
 
     /// How many were at most as long as each bound, then how many there were in all.
-    pub(super) fn cumulative(&self) -> [u64; Self::BOUNDS_MICROS.len() + 1] {
+    fn cumulative(&self) -> [u64; Self::BOUNDS_MICROS.len() + 1] {
         let mut total = 0;
         std::array::from_fn(|i| {
             total += self.counts[i].load(Ordering::Relaxed);
@@ -258,8 +273,15 @@ impl Buckets {
         Duration::from_nanos(self.sum_nanos.load(Ordering::Relaxed))
     }
 
-    pub(super) fn sum_seconds(&self) -> f64 {
-        self.sum().as_secs_f64()
+    pub(super) fn shown(&self) -> Shown {
+        let bounds = Self::BOUNDS_MICROS
+            .iter()
+            .map(|&micros| micros as f64 / 1e6);
+        Shown {
+            bounds: bounds.collect(),
+            cumulative: self.cumulative().to_vec(),
+            sum: self.sum().as_secs_f64(),
+        }
     }
 }
 
@@ -313,6 +335,6 @@ mod tests {
         let counts = buckets.cumulative();
         assert_eq!(counts[..3], [1, 3, 3]);
         assert_eq!(counts[counts.len() - 2..], [3, 4]);
-        assert!((buckets.sum_seconds() - 60.000046).abs() < 1e-9);
+        assert!((buckets.shown().sum - 60.000046).abs() < 1e-9);
     }
 }

@@ -12,7 +12,7 @@ use edgeward_models::manifest::{Datatype, MAX_REQUEST_BYTES, TensorSpec};
 use super::WorkerError;
 use super::memory::Memory;
 use super::supervisor::Lease;
-use super::wire::{self, TensorRef};
+use super::wire::{self, Batch, TensorRef};
 use crate::strings;
 
 /// The outputs of one request, in the signature's order, still in shared memory.
@@ -21,6 +21,7 @@ pub struct Answer {
     own_memory: Option<Memory>,
     queue_time: Duration,
     invoke_time: Duration,
+    batch: Batch,
     lease: Arc<Lease>,
 }
 
@@ -73,6 +74,7 @@ impl Answer {
             own_memory,
             queue_time,
             invoke_time,
+            batch: done.batch,
             lease,
         };
         for (index, spec) in specs.iter().enumerate() {
@@ -104,8 +106,13 @@ impl Answer {
         self.queue_time
     }
 
+    /// Of the whole invoke, where it answered several requests.
     pub fn invoke_time(&self) -> Duration {
         self.invoke_time
+    }
+
+    pub fn batch(&self) -> Batch {
+        self.batch
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -17,6 +18,7 @@ use super::slots::Layout;
 use super::supervisor::{Ends, Supervisor, hear};
 use super::wire::{FromWorker, ToWorker};
 use super::{LoadFacts, Spawner, WorkerDeath, WorkerError, WorkerSpec, queue, socket};
+use crate::config::Batching;
 
 /// A running worker that has loaded its model. Dropping the last handle ends the process.
 #[derive(Clone)]
@@ -29,6 +31,9 @@ struct Handle {
     facts: LoadFacts,
     request_limit: u64,
     opens_files_late: bool,
+    batching: Option<Batching>,
+    /// Requests may be joined from now on.
+    joins: AtomicBool,
     seal: tokio::sync::Mutex<()>,
     /// Keeps the thread that the process's life depends on.
     _spawner: Spawner,
@@ -134,6 +139,8 @@ impl Worker {
                 supervisor,
                 facts,
                 request_limit,
+                batching: spec.batching,
+                joins: AtomicBool::new(false),
                 opens_files_late: spec.profile.is_some_and(|p| p.opens_files_late),
                 seal: tokio::sync::Mutex::new(()),
                 _spawner: spawner.clone(),
@@ -172,6 +179,17 @@ impl Worker {
         }
     }
 
+    /// From now on requests may run together, where the specification says how.
+    pub fn allow_batching(&self) {
+        let joins = self.handle.batching.is_some();
+        self.handle.joins.store(joins, Ordering::Relaxed);
+    }
+
+    /// Whether requests may run together.
+    pub fn joins(&self) -> bool {
+        self.handle.joins.load(Ordering::Relaxed)
+    }
+
     /// A slot with room for `bytes` of inputs: the permit and the memory at once. Waits at most `wait`.
     pub async fn lease(&self, bytes: usize, wait: Duration) -> Result<Slot, WorkerError> {
         let limit = self.handle.request_limit;
@@ -179,6 +197,11 @@ impl Worker {
             let needed = bytes as u64;
             return Err(WorkerError::TooLarge { needed, limit });
         }
+        self.lease_any(bytes, wait).await
+    }
+
+    /// The same for inputs that may be larger than a request's: several requests together.
+    pub async fn lease_any(&self, bytes: usize, wait: Duration) -> Result<Slot, WorkerError> {
         let lease = self.handle.supervisor.lease(wait).await?;
         Slot::new(self, lease, bytes)
     }

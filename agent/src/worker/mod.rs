@@ -35,7 +35,7 @@ pub use child::run as run_child;
 pub use handle::Worker;
 pub use request::Slot;
 pub use spawner::Spawner;
-pub use wire::Stream;
+pub use wire::{Batch, Stream};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -45,7 +45,7 @@ use std::time::Duration;
 use edgeward_models::Manifest;
 use edgeward_models::manifest::DelegateChoice;
 
-use crate::config::{DelegateProfile, Sandbox};
+use crate::config::{Batching, DelegateProfile, Sandbox};
 
 /// Everything one worker needs to know. One worker = one model version on one delegate.
 #[derive(Debug, Clone)]
@@ -62,6 +62,8 @@ pub struct WorkerSpec {
     pub instances: usize,
     /// Threads of each interpreter, already within the CPU budget.
     pub threads: usize,
+    /// How requests are joined, once [`Worker::allow_batching`] was called. `None`: never.
+    pub batching: Option<Batching>,
     pub slots: usize,
     /// Input bytes of a slot.
     pub request_bytes: usize,

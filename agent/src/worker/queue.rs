@@ -9,8 +9,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use rustix::thread::futex;
+use rustix::thread::futex::{self, Timespec};
 
 use super::memory::{ALIGNMENT, Memory, aligned};
 
@@ -113,6 +114,51 @@ impl Taking {
                 Ok(()) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+
+    /// Shows the jobs that are queued, in their order, to `choose`, and takes as many of the first as it says.
+    /// `slots_seen` is where they are put. Returns how many jobs were ever pushed by then.
+    pub fn take_more(
+        &self,
+        memory: &Memory,
+        slots: usize,
+        slots_seen: &mut Vec<u32>,
+        choose: impl FnOnce(&[u32]) -> usize,
+    ) -> io::Result<u32> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let pushed = word(memory, PUSHED)?.load(Ordering::SeqCst);
+        slots_seen.clear();
+        for number in 0..pushed.wrapping_sub(*taken) {
+            let place = place(memory, slots, taken.wrapping_add(number))?;
+            slots_seen.push(place.load(Ordering::Relaxed));
+        }
+        let chosen = choose(slots_seen).min(slots_seen.len());
+        *taken = taken.wrapping_add(chosen as u32);
+        drop(taken);
+        // Whoever looks may have been woken for a job that it leaves to others.
+        if chosen < slots_seen.len() && self.idle(memory) > 0 {
+            futex::wake(word(memory, PUSHED)?, futex::Flags::empty(), 1)?;
+        }
+        Ok(pushed)
+    }
+
+    /// Interpreter threads that have nothing to do.
+    pub fn idle(&self, memory: &Memory) -> usize {
+        word(memory, SLEEPERS).map_or(0, |count| count.load(Ordering::Relaxed) as usize)
+    }
+
+    /// Waits until there are other than `pushed` jobs, at most so long.
+    pub fn wait_for_more(&self, memory: &Memory, pushed: u32, most: Duration) -> io::Result<()> {
+        let (count, sleepers) = (word(memory, PUSHED)?, word(memory, SLEEPERS)?);
+        let most = Timespec::try_from(most).map_err(io::Error::other)?;
+        sleepers.fetch_add(1, Ordering::SeqCst);
+        let slept = futex::wait(count, futex::Flags::empty(), pushed, Some(&most));
+        sleepers.fetch_sub(1, Ordering::SeqCst);
+        use rustix::io::Errno;
+        match slept {
+            Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -24,6 +24,7 @@ pub struct Slot {
     /// Where the next input begins in its area.
     next: usize,
     stream: Stream,
+    joins: bool,
     /// Keeps the process running while a request is in it.
     worker: Worker,
 }
@@ -60,6 +61,7 @@ impl Slot {
             inputs: Vec::with_capacity(2),
             next: 0,
             stream: Stream::default(),
+            joins: worker.joins(),
             worker: worker.clone(),
         })
     }
@@ -117,6 +119,11 @@ impl Slot {
         self.stream = stream;
     }
 
+    /// Runs by itself, also where requests are joined.
+    pub fn alone(&mut self) {
+        self.joins = false;
+    }
+
     /// SHA-256 over all inputs reserved so far (for the table of inputs that crashed).
     pub fn input_digest(&self) -> edgeward_models::Digest {
         self.lease.digest(&self.inputs, self.own_memory.as_deref())
@@ -140,6 +147,7 @@ impl Slot {
                     &self.lease,
                     signature as u32,
                     self.stream,
+                    self.joins,
                     self.inputs,
                     self.own_memory,
                 )

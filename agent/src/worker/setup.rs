@@ -33,6 +33,7 @@ pub(super) fn setup(spec: &WorkerSpec, layout: Layout) -> Result<Setup, WorkerEr
         layout,
         instances: spec.instances.max(1),
         threads: spec.threads.max(1),
+        batching: spec.batching.clone(),
         memory_limit_bytes: spec.memory_limit_bytes,
         best_effort: spec.sandbox == Sandbox::BestEffort,
         golden: spec.manifest.golden_file.is_some(),

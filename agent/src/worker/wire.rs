@@ -12,10 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::DriverCache;
 use super::slots::Layout;
+use crate::config::Batching;
 
 mod codec;
+mod job;
 
 use codec::{Reader, encode_tensors};
+
+pub use job::{Job, Stream};
 
 /// The most inputs or outputs of a signature.
 pub const MAX_TENSORS: usize = 64;
@@ -37,6 +41,8 @@ pub struct Setup {
     pub layout: Layout,
     pub instances: usize,
     pub threads: usize,
+    /// How requests that may be joined are.
+    pub batching: Option<Batching>,
     pub memory_limit_bytes: u64,
     pub best_effort: bool,
     /// Golden vectors will bring the real dimensions: free ones need not be tried at 1 first.
@@ -121,6 +127,14 @@ impl Shape {
         &self.dimensions[..usize::from(self.rank)]
     }
 
+    /// The same with another first dimension.
+    pub fn with_first(mut self, first: i32) -> Self {
+        if let Some(place) = self.dimensions[..usize::from(self.rank)].first_mut() {
+            *place = first;
+        }
+        self
+    }
+
     /// Elements; `None` on overflow.
     pub fn elements(&self) -> Option<usize> {
         self.dimensions()
@@ -135,33 +149,6 @@ pub struct TensorRef {
     pub offset: u64,
     pub length: u64,
     pub shape: Shape,
-}
-
-/// Which interpreter of a model that keeps state a job is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Stream {
-    /// 0: none in particular.
-    pub number: u32,
-    /// A new interpreter, whatever the number meant before.
-    pub begin: bool,
-    /// The interpreter is not needed any more.
-    pub end: bool,
-}
-
-/// Run a slot's inputs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Job {
-    pub id: u64,
-    pub slot: u32,
-    pub signature: u32,
-    pub stream: Stream,
-    /// Monotonic clock when it was handed over.
-    pub sent_at: u64,
-    /// The core that handed it over.
-    pub core: u32,
-    /// Bytes of the request's own memory, whose descriptor comes along; 0: inputs lie in the slot.
-    pub own_memory: u64,
-    pub inputs: Vec<TensorRef>,
 }
 
 /// What came of a job.
@@ -185,61 +172,24 @@ pub enum Outcome {
 pub struct Done {
     pub queue_nanoseconds: u64,
     pub invoke_nanoseconds: u64,
+    pub batch: Batch,
     /// Bytes of the answer's own memory, whose descriptor comes along; 0: outputs lie in the slot.
     pub own_memory: u64,
     pub outputs: Vec<TensorRef>,
 }
 
+/// The invoke that answered a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    /// Its first dimension; 0: the request was not to be joined with others.
+    pub size: u32,
+    /// Of all requests that it answered, this one is the first.
+    pub first: bool,
+}
+
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a message between agent and worker is malformed")]
 pub struct Malformed;
-
-impl Job {
-    pub fn encode(&self, to: &mut Vec<u8>) {
-        to.extend_from_slice(&self.id.to_le_bytes());
-        to.extend_from_slice(&self.slot.to_le_bytes());
-        to.extend_from_slice(&self.signature.to_le_bytes());
-        self.stream.encode(to);
-        to.extend_from_slice(&self.sent_at.to_le_bytes());
-        to.extend_from_slice(&self.core.to_le_bytes());
-        to.extend_from_slice(&self.own_memory.to_le_bytes());
-        encode_tensors(&self.inputs, to);
-    }
-
-    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let mut reader = Reader(bytes);
-        let job = Self {
-            id: reader.u64()?,
-            slot: reader.u32()?,
-            signature: reader.u32()?,
-            stream: Stream::decode(&mut reader)?,
-            sent_at: reader.u64()?,
-            core: reader.u32()?,
-            own_memory: reader.u64()?,
-            inputs: reader.tensors()?,
-        };
-        reader.end(job)
-    }
-}
-
-impl Stream {
-    fn encode(self, to: &mut Vec<u8>) {
-        to.extend_from_slice(&self.number.to_le_bytes());
-        to.push(u8::from(self.begin) | u8::from(self.end) << 1);
-    }
-
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let (number, flags) = (reader.u32()?, reader.u8()?);
-        if flags > 3 {
-            return Err(Malformed);
-        }
-        Ok(Self {
-            number,
-            begin: flags & 1 != 0,
-            end: flags & 2 != 0,
-        })
-    }
-}
 
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
@@ -254,6 +204,8 @@ impl Reply {
                 to.push(DONE);
                 to.extend_from_slice(&done.queue_nanoseconds.to_le_bytes());
                 to.extend_from_slice(&done.invoke_nanoseconds.to_le_bytes());
+                to.extend_from_slice(&done.batch.size.to_le_bytes());
+                to.push(u8::from(done.batch.first));
                 to.extend_from_slice(&done.own_memory.to_le_bytes());
                 encode_tensors(&done.outputs, to);
             }
@@ -272,6 +224,10 @@ impl Reply {
             DONE => Outcome::Done(Done {
                 queue_nanoseconds: reader.u64()?,
                 invoke_nanoseconds: reader.u64()?,
+                batch: Batch {
+                    size: reader.u32()?,
+                    first: reader.flag()?,
+                },
                 own_memory: reader.u64()?,
                 outputs: reader.tensors()?,
             }),

@@ -47,6 +47,17 @@ impl Device {
         sample: &str,
         change: impl FnOnce(&mut Manifest, &mut GoldenVectors),
     ) -> InstalledVersion {
+        let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/samples");
+        self.package_of(sample, &samples.join(sample).join("model.tflite"), change)
+    }
+
+    /// The same with another model file than the sample's.
+    pub fn package_of(
+        &self,
+        sample: &str,
+        model: &Path,
+        change: impl FnOnce(&mut Manifest, &mut GoldenVectors),
+    ) -> InstalledVersion {
         let from = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../models/samples")
             .join(sample);
@@ -58,7 +69,12 @@ impl Device {
         let to = tempfile::tempdir_in(self.directory.path())
             .expect("tempdir")
             .keep();
-        std::fs::write(to.join("model.tflite"), read("model.tflite")).expect("write");
+        let model = std::fs::read(model).expect("model");
+        let entry = manifest.files.get_mut(&manifest.model_file);
+        let entry = entry.expect("entry");
+        entry.length = model.len() as u64;
+        entry.sha256 = Digest::of(&model);
+        std::fs::write(to.join("model.tflite"), model).expect("write");
         if let Some(name) = &manifest.golden_file {
             let bytes = serde_json::to_vec(&golden).expect("json");
             let entry = manifest.files.get_mut(name).expect("entry");

@@ -1,6 +1,7 @@
 //! Worker processes: the real binary, the real TFLite library, real models.
 
 mod answers;
+mod batching;
 mod cancel;
 mod faults;
 mod plugin;

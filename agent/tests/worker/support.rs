@@ -60,6 +60,7 @@ impl Sample {
             library: library(),
             instances: 1,
             threads: 1,
+            batching: None,
             slots: 4,
             request_bytes: self.manifest.request_bytes() as usize,
             memory_limit_bytes: 1 << 30,

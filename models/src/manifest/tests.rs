@@ -86,6 +86,34 @@ fn each_wrong_field_is_named() {
     }
 }
 
+#[test]
+fn requests_can_run_together_only_where_every_first_dimension_is_free_and_nothing_is_a_string() {
+    let of = |change: fn(&mut TensorSpec, &mut TensorSpec)| {
+        let tensor = |name: &str| TensorSpec {
+            name: name.to_owned(),
+            datatype: Datatype::Fp32,
+            shape: vec![-1, 4],
+            quantization: None,
+        };
+        let (mut x, mut y) = (tensor("x"), tensor("y"));
+        change(&mut x, &mut y);
+        let signature = Signature {
+            name: "s".to_owned(),
+            inputs: vec![x],
+            outputs: vec![y],
+        };
+        signature.has_free_batch()
+    };
+    assert!(of(|_, _| {}));
+    assert!(of(|x, _| x.shape = vec![-1]));
+    assert!(!of(|x, _| x.shape = vec![1, 4]));
+    assert!(!of(|x, _| x.shape = vec![4, -1]));
+    assert!(!of(|_, y| y.shape = vec![1, 4]));
+    assert!(!of(|_, y| y.shape = vec![]));
+    assert!(!of(|x, _| x.datatype = Datatype::Bytes));
+    assert!(!of(|_, y| y.datatype = Datatype::Bytes));
+}
+
 proptest! {
     #[test]
     fn any_bytes_parse_or_fail_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {

@@ -128,6 +128,7 @@ fn statistics_of(served: &Served) -> ModelStatistics {
     let Statistics {
         succeeded,
         failed,
+        invokes,
         queue,
         invoke,
         total,
@@ -147,7 +148,7 @@ fn statistics_of(served: &Served) -> ModelStatistics {
         version: manifest.version.to_string(),
         last_inference: nanos(latest.unwrap_or_default()) / 1_000_000,
         inference_count: succeeded,
-        execution_count: succeeded,
+        execution_count: invokes,
         inference_stats: Some(InferStatistics {
             success: sum(succeeded, total),
             fail: sum(failed, Duration::ZERO),

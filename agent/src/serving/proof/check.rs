@@ -14,7 +14,7 @@ use super::{Prover, Refusal, last_words};
 use crate::serving::budget::Grant;
 use crate::serving::evidence::{Cases, Evidence, Subject};
 use crate::serving::golden::{self, Case, Expected, Values};
-use crate::worker::{Answer, Stream, Worker, WorkerError};
+use crate::worker::{Answer, Slot, Stream, Worker, WorkerError};
 
 impl Prover<'_> {
     /// Whether a worker reproduces the evidence.
@@ -203,9 +203,18 @@ impl Prover<'_> {
         case: &Case,
         stream: Stream,
     ) -> Result<Answer, WorkerError> {
+        let slot = worker.lease(case.bytes(), self.patience()).await?;
+        self.run_in(slot, case, stream).await
+    }
+
+    /// The same in a slot that was taken for it.
+    pub(super) async fn run_in(
+        &self,
+        mut slot: Slot,
+        case: &Case,
+        stream: Stream,
+    ) -> Result<Answer, WorkerError> {
         let deadline = Instant::now() + self.patience();
-        let bytes = case.inputs.iter().map(|i| i.bytes.len()).sum();
-        let mut slot = worker.lease(bytes, self.patience()).await?;
         for input in &case.inputs {
             slot.input(&input.shape, input.bytes.len())?
                 .copy_from_slice(&input.bytes);

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 
 use edgeward_models::manifest::Datatype;
 
+use super::batch::Rows;
 use super::scout::Scout;
 use crate::strings;
 use crate::tflite::{Canceller, Graph, Interpreter, Nodes, TfliteError};
@@ -204,10 +205,11 @@ impl Instance {
         }
     }
 
-    /// Copies the outputs into the area of the slot, or into memory of their own.
+    /// Copies the outputs, or some rows of them, into the area of the slot or into memory of their own.
     pub fn collect(
         &self,
         graph: Graph,
+        rows: Option<Rows>,
         memory: &Memory,
         begin: usize,
         area: usize,
@@ -226,7 +228,13 @@ impl Instance {
                 .filter(|_| tensor.rank() <= edgeward_models::manifest::MAX_DIMENSIONS)
                 .ok_or_else(|| format!("output {index} has too many dimensions"))?;
             let bytes = tensor.values();
-            let bytes = bytes.map_err(|reason| format!("output {index}: {reason}"))?;
+            let cut = |bytes| match rows {
+                Some(rows) => rows.cut(shape, bytes),
+                None => Ok((shape, bytes)),
+            };
+            let (shape, bytes) = bytes
+                .and_then(cut)
+                .map_err(|reason| format!("output {index}: {reason}"))?;
             tensors.push(TensorRef {
                 offset: end as u64,
                 length: bytes.len() as u64,

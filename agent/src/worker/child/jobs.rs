@@ -1,30 +1,29 @@
-//! The interpreter threads: all of them wait on the job queue, each runs what it takes.
+//! What the interpreter threads share, and the wishes to stop what one of them runs.
 //!
-//! No lock is held across an invoke. Messages and memory come from the agent, which this process trusts as
-//! far as it must; it still checks them, since a mistake there should be an error here and not a crash.
+//! All of them wait on the job queue; what each does with a job is in `thread`, and in `batch` where several are
+//! joined.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::instance::{Inputs, Instance, Stopped};
-use super::placement::Placement;
+use super::instance::Instance;
 use super::streams::Streams;
+use super::thread::Thread;
 use crate::tflite::{Canceller, Model};
 use crate::worker::memory::Memory;
 use crate::worker::queue::Taking;
-use crate::worker::slots::State;
-use crate::worker::wire::{self, DelegateSetup, Done, Job, Outcome, Reply, Setup};
-use crate::worker::{clock, socket};
+use crate::worker::socket;
+use crate::worker::wire::{Job, Setup};
 
 /// What all interpreter threads use.
 pub struct Shared {
-    queue: Taking,
-    memory: Memory,
-    setup: Setup,
-    streams: Streams,
-    parcels: OwnedFd,
+    pub(super) queue: Taking,
+    pub(super) memory: Memory,
+    pub(super) setup: Setup,
+    pub(super) streams: Streams,
+    pub(super) parcels: OwnedFd,
     /// Parcels that one thread received while it looked for its own.
     stored: Mutex<Vec<(u64, OwnedFd)>>,
 }
@@ -36,11 +35,47 @@ pub struct Running {
 
 /// The job of one thread; ids begin at 1.
 #[derive(Default)]
-struct Current {
+pub(super) struct Current {
     job: AtomicU64,
     cancelled: AtomicU64,
     /// The interpreter, while it is that of a stream and not the thread's own.
     stream: Mutex<Option<Canceller>>,
+    /// Jobs that are run together and that somebody still waits for.
+    batch: Mutex<Vec<u64>>,
+}
+
+impl Current {
+    pub(super) fn begins(&self, job: u64) {
+        self.job.store(job, Ordering::SeqCst);
+    }
+
+    pub(super) fn ends(&self) {
+        self.job.store(0, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_cancelled(&self, job: u64) -> bool {
+        self.cancelled.load(Ordering::SeqCst) == job
+    }
+
+    pub(super) fn runs_on(&self, stream: Option<Canceller>) {
+        *lock(&self.stream) = stream;
+    }
+
+    /// From now on these jobs are run together, and none by itself.
+    pub(super) fn begins_batch(&self, jobs: impl Iterator<Item = u64>) {
+        lock(&self.batch).extend(jobs);
+        self.ends();
+    }
+
+    /// Nobody waits for any of the jobs that run together.
+    pub(super) fn is_batch_cancelled(&self) -> bool {
+        lock(&self.batch).is_empty()
+    }
+
+    /// Hands out the jobs of the batch that somebody still waits for.
+    pub(super) fn ends_batch(&self) -> Vec<u64> {
+        std::mem::take(&mut lock(&self.batch))
+    }
 }
 
 impl Shared {
@@ -62,12 +97,12 @@ impl Shared {
     }
 
     /// The request's own memory, which was sent before its job.
-    fn own_memory(&self, job: &Job) -> io::Result<Option<Memory>> {
+    pub(super) fn own_memory(&self, job: &Job) -> io::Result<Option<Memory>> {
         let length = usize::try_from(job.own_memory).map_err(io::Error::other)?;
         if length == 0 {
             return Ok(None);
         }
-        let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stored = lock(&self.stored);
         let descriptor = loop {
             if let Some(at) = stored.iter().position(|(id, _)| *id == job.id) {
                 break stored.swap_remove(at).1;
@@ -80,14 +115,20 @@ impl Shared {
 }
 
 impl Running {
-    /// Stops a job between nodes, if it is running.
+    /// Stops a job between nodes, if it is running. One of several that run together has no part in their answer
+    /// any more, and all are stopped with the last of them.
     pub fn cancel(&self, id: u64) {
         for (current, canceller) in &self.threads {
             if current.job.load(Ordering::SeqCst) == id {
                 current.cancelled.store(id, Ordering::SeqCst);
-                let stream = current.stream.lock();
-                let stream = stream.unwrap_or_else(PoisonError::into_inner);
-                stream.as_ref().unwrap_or(canceller).cancel();
+                lock(&current.stream).as_ref().unwrap_or(canceller).cancel();
+            }
+            let mut batch = lock(&current.batch);
+            if let Some(at) = batch.iter().position(|job| *job == id) {
+                batch.swap_remove(at);
+                if batch.is_empty() {
+                    canceller.cancel();
+                }
             }
         }
     }
@@ -104,7 +145,7 @@ pub fn start(instances: Vec<Instance>, shared: Shared) -> io::Result<Running> {
         std::thread::Builder::new()
             .name(format!("interpreter-{number}"))
             .spawn(move || {
-                let Err(error) = work(instance, &shared, &current);
+                let Err(error) = Thread::new(instance, &shared, &current).work();
                 super::say(&format!("the job queue is broken: {error}"));
                 super::leave(super::FAILED);
             })?;
@@ -112,135 +153,6 @@ pub fn start(instances: Vec<Instance>, shared: Shared) -> io::Result<Running> {
     Ok(Running { threads })
 }
 
-fn work(
-    mut instance: Instance,
-    shared: &Shared,
-    current: &Current,
-) -> io::Result<std::convert::Infallible> {
-    let Shared { memory, setup, .. } = shared;
-    let layout = &setup.layout;
-    let movable = setup.threads == 1 && !matches!(setup.delegate, DelegateSetup::Plugin(_));
-    let mut placement = Placement::new(movable);
-    let mut buffer = [0; wire::MAX_MESSAGE_BYTES];
-    let mut message = Vec::with_capacity(wire::MAX_MESSAGE_BYTES);
-    loop {
-        let number = shared.queue.take(memory, layout.slots)?;
-        let slot = number as usize;
-        let job = layout.read_message(memory, slot, &mut buffer);
-        let job = job.ok_or_else(|| io::Error::other("a job without a message"))?;
-        let job = Job::decode(job).map_err(io::Error::other)?;
-        current.job.store(job.id, Ordering::SeqCst);
-        let own = shared.own_memory(&job);
-        let (outcome, parcel) = if !layout.swap(memory, slot, State::Queued, State::Running) {
-            (Outcome::Cancelled, None)
-        } else {
-            match own {
-                Ok(own) if job.stream.number > 0 => run_in_stream(shared, current, &job, own),
-                Ok(own) => run(&mut instance, shared, current, &job, own),
-                Err(error) => {
-                    let reason = format!("the request's memory: {error}");
-                    (Outcome::Failed(reason), None)
-                }
-            }
-        };
-        current.job.store(0, Ordering::SeqCst);
-        if let Some(parcel) = parcel {
-            let id = job.id.to_le_bytes();
-            socket::send(&shared.parcels, &id, &[parcel.as_fd()])?;
-        }
-        if let Outcome::Done(done) = &outcome {
-            placement.learn(job.core, done.invoke_nanoseconds);
-        }
-        message.clear();
-        let reply = Reply {
-            id: job.id,
-            slot: number,
-            outcome,
-        };
-        reply.encode(&mut message);
-        let written = layout.write_message(memory, slot, &message);
-        written.ok_or_else(|| io::Error::other("a reply that is too long"))?;
-        layout.set(memory, slot, State::Done);
-        shared.queue.ring(memory)?;
-    }
-}
-
-/// Runs a job on the interpreter of its stream.
-fn run_in_stream(
-    shared: &Shared,
-    current: &Current,
-    job: &Job,
-    own: Option<Memory>,
-) -> (Outcome, Option<OwnedFd>) {
-    let stream = match shared.streams.take(job.stream, &shared.setup) {
-        Ok(stream) => stream,
-        Err(reason) => return (Outcome::Failed(reason), None),
-    };
-    let mut instance = stream.lock().unwrap_or_else(PoisonError::into_inner);
-    let running = |canceller: Option<Canceller>| {
-        *current
-            .stream
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = canceller;
-    };
-    running(Some(instance.canceller()));
-    let outcome = run(&mut instance, shared, current, job, own);
-    running(None);
-    drop(instance);
-    if job.stream.end {
-        shared.streams.end(job.stream.number, &stream);
-    }
-    outcome
-}
-
-fn run(
-    instance: &mut Instance,
-    shared: &Shared,
-    current: &Current,
-    job: &Job,
-    own: Option<Memory>,
-) -> (Outcome, Option<OwnedFd>) {
-    let began = clock::nanoseconds();
-    let failed = |text: String| (Outcome::Failed(text), None);
-    let Shared { memory, setup, .. } = shared;
-    let layout = &setup.layout;
-    let slot = job.slot as usize;
-    let (Some(inputs), Some(outputs)) = (layout.inputs(slot), layout.outputs(slot)) else {
-        return failed("there is no such slot".to_owned());
-    };
-    // `own` lives until the outputs are copied: the interpreter reads from it.
-    let (input_memory, begin, area) = match &own {
-        Some(own) => (own, 0, own.length()),
-        None => (memory, inputs, layout.input_area),
-    };
-    let inputs = Inputs {
-        memory: input_memory,
-        begin,
-        area,
-        tensors: &job.inputs,
-    };
-    let graph = match instance.prepare(job.signature as usize, inputs) {
-        Ok(graph) => graph,
-        Err(reason) => return failed(reason),
-    };
-    let invoked = clock::nanoseconds();
-    match instance.invoke(graph, || current.cancelled.load(Ordering::SeqCst) == job.id) {
-        Ok(()) => {}
-        Err(Stopped::Cancelled) => return (Outcome::Cancelled, None),
-        Err(Stopped::Failed(reason)) => return failed(reason),
-    }
-    let invoke_nanoseconds = clock::nanoseconds().saturating_sub(invoked);
-    match instance.collect(graph, memory, outputs, layout.output_area) {
-        Ok(outputs) => {
-            let (parcel, length) = outputs.own_memory.unzip();
-            let done = Done {
-                queue_nanoseconds: began.saturating_sub(job.sent_at),
-                invoke_nanoseconds,
-                own_memory: length.unwrap_or(0) as u64,
-                outputs: outputs.tensors,
-            };
-            (Outcome::Done(done), parcel)
-        }
-        Err(reason) => failed(reason),
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,12 +6,14 @@
 //! running exit handlers: vendors' libraries crash in theirs.
 #![allow(unsafe_code)]
 
+mod batch;
 mod instance;
 mod jobs;
 mod load;
 mod placement;
 mod scout;
 mod streams;
+mod thread;
 
 use std::fs::File;
 use std::io::Read;

@@ -56,6 +56,9 @@ impl Supervisor {
                 if now.duration_since(since) >= limit {
                     return true;
                 }
+            } else {
+                // One of several whose invoke failed waits for its own turn again.
+                request.seen_running = None;
             }
         }
         // The states are the worker's own words. One that only claims to be idle hangs all the same: every

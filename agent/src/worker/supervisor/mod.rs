@@ -164,6 +164,7 @@ impl Supervisor {
         lease: &Arc<Lease>,
         signature: u32,
         stream: Stream,
+        joins: bool,
         inputs: Vec<TensorRef>,
         own_memory: Option<Arc<OwnMemory>>,
     ) -> Result<(Pending, oneshot::Receiver<Received>), WorkerError> {
@@ -176,6 +177,7 @@ impl Supervisor {
             stream,
             sent_at: clock::nanoseconds(),
             core: rustix::thread::sched_getcpu() as u32,
+            company: if joins { self.in_flight() as u32 } else { 0 },
             own_memory: own_memory.as_ref().map_or(0, |m| m.memory.length() as u64),
             inputs,
         };

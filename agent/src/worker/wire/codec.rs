@@ -32,6 +32,14 @@ impl<'a> Reader<'a> {
         Ok(u8::from_le_bytes(self.take()?))
     }
 
+    pub(super) fn flag(&mut self) -> Result<bool, Malformed> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(Malformed),
+        }
+    }
+
     pub(super) fn u32(&mut self) -> Result<u32, Malformed> {
         Ok(u32::from_le_bytes(self.take()?))
     }

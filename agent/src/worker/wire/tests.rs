@@ -21,12 +21,12 @@ proptest! {
     #[test]
     fn jobs_and_replies_survive_the_journey(inputs in tensors(), id: u64, slot: u32, own_memory: u64) {
         let stream = Stream { number: slot, begin: id % 2 == 0, end: id % 3 == 0 };
-        let job = Job { id, slot, signature: 3, stream, sent_at: 9, core: 1, own_memory, inputs: inputs.clone() };
+        let job = Job { id, slot, signature: 3, stream, sent_at: 9, core: 1, company: 2, own_memory, inputs: inputs.clone() };
         let mut bytes = Vec::new();
         job.encode(&mut bytes);
         prop_assert!(bytes.len() <= MAX_MESSAGE_BYTES);
         prop_assert_eq!(Job::decode(&bytes), Ok(job));
-        let done = Done { queue_nanoseconds: 1, invoke_nanoseconds: 2, own_memory, outputs: inputs };
+        let done = Done { queue_nanoseconds: 1, invoke_nanoseconds: 2, batch: Batch { size: 3, first: true }, own_memory, outputs: inputs };
         for outcome in [Outcome::Done(done), Outcome::Failed("no".to_owned()), Outcome::Cancelled] {
             let reply = Reply { id, slot, outcome };
             bytes.clear();

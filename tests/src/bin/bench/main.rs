@@ -1,6 +1,6 @@
 //! `make bench`: the agent as it ships beside the bare interpreter, in one run.
 //!
-//! The release binary serves three models that came to it by the normal path (signed, exported, imported),
+//! The release binary serves models that came to it by the normal path (signed, exported, imported),
 //! each in its sandboxed worker, with the default configuration. Each case is measured several times, the
 //! bare interpreter each time just before it; the report gives the median and the worst. The run fails when
 //! an answer differs from the bare interpreter's, or when what answers is not a sandboxed process of its own.
@@ -48,6 +48,12 @@ const PICTURE: Model = Model {
     name: "3mib",
     input: "x",
     shape: &[1, 512, 512, 3],
+};
+/// Any number of rows, for [`Bench::measure_batching`].
+const WIDE: Model = Model {
+    name: "wide",
+    input: "x",
+    shape: &[1, 1024],
 };
 /// Shapes of their outputs, which Triton wants to be told.
 const TINY_OUTPUT: &[i32] = &[1, 1];
@@ -130,6 +136,7 @@ impl Bench {
                 .push((model.name, system::resident_bytes(worker)));
         }
         let loading = self.measure_loading();
+        cases.extend(self.measure_batching());
         self.device.stop();
         let peers = self.measure_peers();
         Report {
@@ -159,6 +166,19 @@ impl Bench {
         let request = MILLISECOND.request(Encoding::Binary, None);
         let time = Duration::from_secs_f64(self.seconds);
         loading::measure(&self.device, &self.unix(), &request, &repositories, time)
+    }
+
+    /// A model whose rows share the cost of reading its weights: each request by itself, then joined with those
+    /// that wait beside it.
+    fn measure_batching(&mut self) -> Vec<Case> {
+        self.install(&WIDE);
+        let mut cases = self.measure("unix-wide-apart", &WIDE, Encoding::Binary, &self.unix());
+        self.device.stop();
+        let batching = "\n[models.wide.batching]\nmax_batch_size = 8\n\n[tflite]\n";
+        self.device.configure("\n[tflite]\n", batching);
+        self.device.start();
+        cases.extend(self.measure("unix-wide-joined", &WIDE, Encoding::Binary, &self.unix()));
+        cases
     }
 
     /// The servers in the Python environment that `BENCH_PEERS` names; none without it.

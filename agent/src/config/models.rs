@@ -1,0 +1,33 @@
+//! How this device serves single models: the site's part, beside what the manifest says for every device.
+
+use serde::{Deserialize, Serialize};
+
+/// The settings of one model, whatever its version.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSettings {
+    /// Absent: every request is run by itself.
+    pub batching: Option<Batching>,
+}
+
+/// How requests that wait for the same interpreter are joined into one invoke. Sizes are of the first dimension.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batching {
+    pub max_batch_size: u32,
+    /// How long a batch may be held back for more requests, from the arrival of its first, while others are on
+    /// their way.
+    #[serde(default)]
+    pub max_delay_us: u64,
+    /// Larger batches are cut to the largest of these; at one of them nothing is waited for.
+    #[serde(default)]
+    pub preferred_sizes: Vec<u32>,
+}
+
+impl Batching {
+    pub fn prefers(&self, size: usize) -> bool {
+        self.preferred_sizes
+            .iter()
+            .any(|&preferred| preferred as usize == size)
+    }
+}
