@@ -12,3 +12,5 @@ mod limits;
 mod support;
 #[path = "serving/swaps.rs"]
 mod swaps;
+#[path = "serving/versions.rs"]
+mod versions;

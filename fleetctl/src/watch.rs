@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use edgeward_models::codec;
+use edgeward_models::fleet::routing::{Routing, RoutingStatus};
 use edgeward_models::fleet::status::{Online, Phase, Status};
 use edgeward_models::fleet::topic::Topic;
 use edgeward_models::name::{DeviceId, GroupName, ModelName, Version};
@@ -30,8 +31,15 @@ pub struct Wanted {
     pub group: GroupName,
     pub sequence: u64,
     pub model: ModelName,
-    pub version: Version,
-    pub release: u64,
+    pub what: What,
+}
+
+#[derive(Debug, Clone)]
+pub enum What {
+    /// A version as the active one.
+    Active { version: Version, release: u64 },
+    /// Versions beside it.
+    Routing(Routing),
 }
 
 /// How it ended on one device.
@@ -40,6 +48,10 @@ pub struct Wanted {
 pub enum Outcome {
     Active {
         delegate: String,
+    },
+    Routed {
+        /// Each version beside the active one, and where it runs.
+        versions: Vec<String>,
     },
     Refused {
         reason: String,
@@ -155,9 +167,20 @@ impl Watch {
 /// The outcome that a status means, if it means one.
 fn outcome(wanted: &Wanted, status: &Status) -> Option<Outcome> {
     let model = status.models.iter().find(|m| m.model == wanted.model)?;
+    // What a device says of an earlier desired state is no answer to this one.
+    let answers_this = status
+        .groups
+        .iter()
+        .any(|g| g.group == wanted.group && g.sequence >= wanted.sequence);
+    let (version, release) = match &wanted.what {
+        What::Active { version, release } => (version, *release),
+        What::Routing(routing) => {
+            return answers_this.then(|| routed(routing, model.routing.as_ref()))?;
+        }
+    };
     if let Some(active) = &model.active
-        && active.version == wanted.version
-        && active.release == wanted.release
+        && active.version == *version
+        && active.release == release
         && model.phase == Phase::Active
     {
         return Some(Outcome::Active {
@@ -167,21 +190,39 @@ fn outcome(wanted: &Wanted, status: &Status) -> Option<Outcome> {
             ),
         });
     }
-    // A refusal of an earlier wish for the same version says nothing about this one.
-    let answers_this = status
-        .groups
-        .iter()
-        .any(|g| g.group == wanted.group && g.sequence >= wanted.sequence);
-    if answers_this
-        && model.phase == Phase::Refused
-        && model.target.as_ref() == Some(&wanted.version)
-    {
+    if answers_this && model.phase == Phase::Refused && model.target.as_ref() == Some(version) {
         let reason = model.reason.as_deref().or(status.last_error.as_deref());
         return Some(Outcome::Refused {
             reason: plain(reason.unwrap_or("it gave no reason")),
         });
     }
     None
+}
+
+/// The outcome that a model's routing on a device means, if it means one.
+fn routed(wanted: &Routing, said: Option<&RoutingStatus>) -> Option<Outcome> {
+    let Some(said) = said else {
+        let versions = Vec::new();
+        return wanted.is_empty().then_some(Outcome::Routed { versions });
+    };
+    if said.overridden {
+        let reason = format!("an override on the device holds: {}", said.routing);
+        return Some(Outcome::Refused { reason });
+    }
+    if said.routing != *wanted {
+        return None;
+    }
+    if let Some(refused) = said.versions.iter().find(|v| v.phase == Phase::Refused) {
+        let reason = refused.reason.as_deref().unwrap_or("it gave no reason");
+        let reason = format!("{}: {}", refused.version, plain(reason));
+        return Some(Outcome::Refused { reason });
+    }
+    let versions = said.versions.iter().map(|v| {
+        let served = v.served.as_ref().filter(|_| v.phase == Phase::Active)?;
+        Some(format!("{} on {}", v.version, served.delegate))
+    });
+    let versions = versions.collect::<Option<_>>()?;
+    Some(Outcome::Routed { versions })
 }
 
 /// How far a device is, in words.
@@ -192,6 +233,9 @@ fn progress(wanted: &Wanted, status: &Status) -> String {
             None => "has not begun".to_owned(),
         };
     };
+    if let What::Routing(_) = wanted.what {
+        return beside(model.routing.as_ref());
+    }
     let target = model
         .target
         .as_ref()
@@ -215,6 +259,27 @@ fn progress(wanted: &Wanted, status: &Status) -> String {
         text.push_str(&plain(reason));
     }
     text
+}
+
+fn beside(said: Option<&RoutingStatus>) -> String {
+    let versions = said.into_iter().flat_map(|said| &said.versions);
+    let versions = versions.map(|v| {
+        let reason = v
+            .reason
+            .as_ref()
+            .map(|reason| format!(": {}", plain(reason)));
+        format!(
+            "{} {}{}",
+            v.version,
+            v.phase.word(),
+            reason.unwrap_or_default()
+        )
+    });
+    let versions: Vec<_> = versions.collect();
+    if versions.is_empty() {
+        return "has not begun".to_owned();
+    }
+    versions.join(", ")
 }
 
 /// Follows until every device has an outcome or `time` is up. Broken connections are made anew.

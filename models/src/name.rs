@@ -145,6 +145,12 @@ name_type!(
     "a rollout id"
 );
 
+name_type!(
+    /// A name for a version of a model that requests may use, such as `canary`.
+    LabelName,
+    "a label"
+);
+
 impl DelegateName {
     /// TFLite's own kernels, always there.
     pub const BUILTIN: &'static str = "builtin";

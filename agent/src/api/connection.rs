@@ -303,7 +303,7 @@ impl Connection {
             Route::Live => metadata::live(),
             Route::Ready => metadata::ready(engine),
             Route::Models => metadata::models(engine),
-            Route::Model(target) => metadata::model(&resolve(target)?),
+            Route::Model(target) => metadata::model(engine, &resolve(target)?),
             Route::ModelReady(target) => metadata::model_ready(engine, &resolve(target)?),
             Route::Metrics => {
                 let mut response = Response::new(Full::new(Bytes::from(engine.metrics_text())));

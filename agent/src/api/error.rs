@@ -5,7 +5,7 @@
 //! | a wrong request: JSON, tensor name, datatype, shape, number of elements, parameter | 400 |
 //! | no or a wrong token, no client certificate | 401 |
 //! | a local user that the configuration does not let in | 403 |
-//! | unknown path, model or version | 404 |
+//! | unknown path, model, version or label | 404 |
 //! | wrong method (with `Allow`) | 405 |
 //! | the body did not arrive in time | 408 |
 //! | the body, or the tensors in it, are larger than allowed | 413 |
@@ -131,9 +131,9 @@ impl From<ServeError> for ApiError {
     fn from(error: ServeError) -> Self {
         let text = error.to_string();
         match error {
-            ServeError::UnknownModel(_) | ServeError::UnknownVersion { .. } => {
-                Self::not_found(text)
-            }
+            ServeError::UnknownModel(_)
+            | ServeError::UnknownVersion { .. }
+            | ServeError::UnknownLabel { .. } => Self::not_found(text),
             ServeError::Invalid(_) => Self::invalid(text),
             ServeError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, text),
             ServeError::SequenceLost { .. } => Self::new(StatusCode::CONFLICT, text),

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use edgeward_models::fleet::routing::BesideStatus;
 use edgeward_models::fleet::status::ModelStatus;
 
 use crate::config::Config;
@@ -115,11 +116,33 @@ fn model_lines(model: &ModelStatus) -> Vec<String> {
     }
     let mut lines = vec![line];
     lines.extend(model.reason.iter().map(|reason| format!("    {reason}")));
+    if let Some(routing) = &model.routing {
+        let whose = if routing.overridden {
+            " (an override on this device)"
+        } else {
+            ""
+        };
+        lines.push(format!("    routing: {}{whose}", routing.routing));
+        lines.extend(routing.versions.iter().map(beside_line));
+    }
     if let Some(active) = &model.active {
         let refused = active.refused_delegates.iter();
         lines.extend(refused.map(|r| format!("    not on {}: {}", r.delegate, r.reason)));
     }
     lines
+}
+
+fn beside_line(version: &BesideStatus) -> String {
+    let served = version.served.as_ref();
+    let served = served.map(|s| format!(" (release {}) on {}", s.release, s.delegate));
+    let reason = version.reason.as_ref().map(|reason| format!(": {reason}"));
+    format!(
+        "    beside it: {}{} · {}{}",
+        version.version,
+        served.unwrap_or_default(),
+        version.phase.word(),
+        reason.unwrap_or_default()
+    )
 }
 
 #[cfg(test)]
@@ -159,6 +182,7 @@ mod tests {
                     soak: None,
                     phase: Phase::Refused,
                     reason: Some("2.0.0 failed on this device: golden vector 3 is off".to_owned()),
+                    routing: None,
                 }],
                 timestamp_version: 4,
                 stale: false,

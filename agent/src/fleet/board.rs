@@ -12,8 +12,12 @@ use edgeward_models::{DeviceId, ModelName, Version};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use super::job::Role;
 use crate::serving::Engine;
 use crate::watch::audit::Audit;
+pub use routing::RoutingLine;
+
+mod routing;
 
 /// The longest text for an operator that a status carries, in bytes.
 const MAX_REASON_BYTES: usize = 600;
@@ -51,6 +55,7 @@ pub struct Line {
     pub phase: Phase,
     pub soak: Option<Soak>,
     pub reason: Option<String>,
+    pub routing: Option<RoutingLine>,
 }
 
 impl Default for Line {
@@ -62,6 +67,7 @@ impl Default for Line {
             phase: Phase::Idle,
             soak: None,
             reason: None,
+            routing: None,
         }
     }
 }
@@ -114,6 +120,23 @@ impl Board {
         }
     }
 
+    /// How far a version is, for whatever it is brought here.
+    pub fn progress(
+        &self,
+        model: &ModelName,
+        version: &Version,
+        role: Role,
+        phase: Phase,
+        reason: Option<String>,
+    ) {
+        self.model(model, |line| match (role, &mut line.routing) {
+            (Role::Active, _) => (line.phase, line.reason) = (phase, reason),
+            (Role::Beside, Some(routing)) => routing.progress(version, phase, reason),
+            // It is not wanted any more.
+            (Role::Beside, None) => {}
+        });
+    }
+
     pub fn error(&self, text: impl Into<String>) {
         let text = shortened(text.into());
         if self.lock().last_error.as_ref() != Some(&text) {
@@ -152,9 +175,14 @@ impl Board {
         let mut sandbox = "enforced".to_owned();
         let mut lines = facts.models;
         let mut models: Vec<ModelStatus> = Vec::new();
-        for served in engine.models() {
+        let mut beside = Vec::new();
+        for served in engine.versions() {
             if served.sandbox != "enforced" {
                 sandbox.clone_from(&served.sandbox);
+            }
+            if served.beside {
+                beside.push(served);
+                continue;
             }
             let line = lines.remove(&served.model).unwrap_or_default();
             let mut status = model_status(served.model, line);
@@ -171,6 +199,9 @@ impl Board {
                 .map(|(model, line)| model_status(model, line)),
         );
         models.sort_by(|a, b| a.model.cmp(&b.model));
+        for model in &mut models {
+            routing::complete(model, &beside);
+        }
         let (audit_length, audit_head) = audit.head();
         Status {
             format: FORMAT,
@@ -214,6 +245,7 @@ fn model_status(model: ModelName, line: Line) -> ModelStatus {
         phase: line.phase,
         soak: line.soak,
         reason: line.reason,
+        routing: line.routing.map(RoutingLine::status),
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::json;
 use tracing::{error, info, warn};
 
 use super::board::chain;
-use super::job::{FaultKind, JobError, Ready, Workshop, clock};
+use super::job::{FaultKind, JobError, Ready, Role, Workshop, clock};
 use super::state::{ModelRecord, Pointer, Quarantined};
 
 /// Loads and activates everything that has a pointer; changes `records` where a previous version took over.
@@ -53,7 +53,8 @@ async fn start(
     });
     let mut failure = None;
     if !(record.active_is_barred() && fallback.is_some()) {
-        match workshop.clone().load(model.clone(), active.clone()).await {
+        let job = workshop.clone();
+        match job.load(model.clone(), active.clone(), Role::Active).await {
             Ok(ready) => {
                 info!(%model, version = %active.version, "version active again after the start");
                 activate(workshop, model, ready);
@@ -68,7 +69,11 @@ async fn start(
         .as_ref()
         .is_some_and(|f| f.kind == FaultKind::Device && !damaged);
     if let (Some(previous), false) = (fallback, device_fault) {
-        match workshop.clone().load(model.clone(), previous.clone()).await {
+        let job = workshop.clone();
+        match job
+            .load(model.clone(), previous.clone(), Role::Active)
+            .await
+        {
             Ok(ready) => {
                 match put_back(workshop, model, record, &active, failure.as_ref(), ready) {
                     Ok(record) => return Some(Ok((model.clone(), record))),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use edgeward_models::chunk::Source;
 use edgeward_models::fleet::rollout::Wish;
+use edgeward_models::fleet::routing::Routing;
 use edgeward_models::fleet::status::AppliedGroup;
 use edgeward_models::verify::{Policy, TrustStore, Update, VerifiedRepository, VerifyError};
 use edgeward_models::{DeviceId, ModelName, Version};
@@ -27,6 +28,8 @@ pub struct Goal {
     pub source: Arc<dyn Source>,
     pub groups: Vec<AppliedGroup>,
     pub wishes: BTreeMap<ModelName, Wish>,
+    /// What is wanted beside the wished versions, from the groups whose wishes were taken.
+    pub routing: BTreeMap<ModelName, Routing>,
     /// Every group was read, so a model that nobody wishes for may be let go.
     pub complete: bool,
     /// Why nothing new may be installed.
@@ -76,6 +79,7 @@ pub async fn look(
         bar: repository.install_bar().map(str::to_owned),
         groups: Vec::new(),
         wishes: BTreeMap::new(),
+        routing: BTreeMap::new(),
         complete: true,
         local,
         certificate: None,
@@ -95,8 +99,10 @@ pub async fn look(
             ));
             goal.complete = false;
         } else {
-            for (model, wish) in desired.into_iter().flat_map(|d| d.models) {
-                merge(&mut goal, model, wish);
+            let (wishes, mut routing) = desired.map(|d| (d.models, d.routing)).unwrap_or_default();
+            for (model, wish) in wishes {
+                let routing = routing.remove(&model).unwrap_or_default();
+                merge(&mut goal, model, wish, routing);
             }
         }
         goal.groups.push(AppliedGroup {
@@ -117,9 +123,15 @@ pub async fn look(
     Ok(Looked::Goal(goal))
 }
 
-/// Where two groups want different versions of one model the newer release wins.
-fn merge(goal: &mut Goal, model: ModelName, wish: Wish) {
+/// Where two groups want different versions of one model the newer release wins, with its group's routing.
+fn merge(goal: &mut Goal, model: ModelName, wish: Wish, mut routing: Routing) {
+    if let Err(problem) = routing.check() {
+        let note = format!("the routing of {model} is not applied: {problem}");
+        goal.notes.push(note);
+        routing = Routing::default();
+    }
     let Some(other) = goal.wishes.get(&model) else {
+        goal.routing.insert(model.clone(), routing);
         goal.wishes.insert(model, wish);
         return;
     };
@@ -135,7 +147,12 @@ fn merge(goal: &mut Goal, model: ModelName, wish: Wish) {
         ));
     }
     if wish.release > other.release {
+        goal.routing.insert(model.clone(), routing);
         goal.wishes.insert(model, wish);
+    } else if wish.version == other.version
+        && goal.routing.get(&model).is_none_or(Routing::is_empty)
+    {
+        goal.routing.insert(model, routing);
     }
 }
 

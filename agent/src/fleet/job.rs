@@ -45,6 +45,15 @@ pub struct Workshop {
     pub proving: Semaphore,
 }
 
+/// What a version is brought here for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// To be the active one.
+    Active,
+    /// To be served beside it.
+    Beside,
+}
+
 /// A version that may take over.
 pub struct Ready {
     pub pointer: Pointer,
@@ -113,12 +122,12 @@ impl Workshop {
         version: Version,
         wish: Wish,
         delay: Duration,
+        role: Role,
     ) -> Result<Ready, JobError> {
         if !delay.is_zero() {
-            self.board.model(&model, |line| {
-                line.phase = Phase::Waiting;
-                line.reason = Some(format!("starts within {} s", delay.as_secs() + 1));
-            });
+            let reason = format!("starts within {} s", delay.as_secs() + 1);
+            let board = &self.board;
+            board.progress(&model, &version, role, Phase::Waiting, Some(reason));
             tokio::time::sleep(delay).await;
         }
         let name = model_target(&model, &version, MANIFEST_FILE);
@@ -135,13 +144,13 @@ impl Workshop {
         let installed = match self.clone().open(model.clone(), pointer.clone()).await {
             Ok(installed) => installed,
             Err(_) => {
-                self.install(&goal, &model, &version).await?;
+                self.install(&goal, &model, &version, role).await?;
                 self.clone().open(model.clone(), pointer.clone()).await?
             }
         };
         check_manifest(&installed, &model, &version, &wish)?;
         pointer.release = installed.manifest().release;
-        let prepared = self.prove(&model, installed).await?;
+        let prepared = self.prove(&model, installed, role).await?;
         Ok(Ready { pointer, prepared })
     }
 
@@ -150,9 +159,10 @@ impl Workshop {
         self: Arc<Self>,
         model: ModelName,
         pointer: Pointer,
+        role: Role,
     ) -> Result<Ready, JobError> {
         let installed = self.clone().open(model.clone(), pointer.clone()).await?;
-        let prepared = self.prove(&model, installed).await?;
+        let prepared = self.prove(&model, installed, role).await?;
         Ok(Ready { pointer, prepared })
     }
 
@@ -173,6 +183,7 @@ impl Workshop {
         goal: &Goal,
         model: &ModelName,
         version: &Version,
+        role: Role,
     ) -> Result<(), JobError> {
         let parts = Parts::list(&goal.repository, &*goal.source, model, version).await?;
         let parts = Arc::new(parts);
@@ -191,10 +202,7 @@ impl Workshop {
             let fetched = parts
                 .clone()
                 .fetch(&*goal.source, &self.cache, |have, of| {
-                    board.model(model, |line| {
-                        line.phase = Phase::Fetching { have, of };
-                        line.reason = None;
-                    });
+                    board.progress(model, version, role, Phase::Fetching { have, of }, None);
                 })
                 .await?;
             metrics::counter!("edgeward_fetched_bytes_total").increment(fetched);
@@ -259,16 +267,19 @@ impl Workshop {
         &self,
         model: &ModelName,
         installed: InstalledVersion,
+        role: Role,
     ) -> Result<Prepared, JobError> {
-        self.board.model(model, |line| {
-            line.phase = Phase::Proving;
-            line.reason = None;
-        });
+        let version = installed.manifest().version.clone();
+        let board = &self.board;
+        board.progress(model, &version, role, Phase::Proving, None);
         let _turn = self.proving.acquire().await;
         let engine = self.engine.clone();
-        let task = self
-            .serving
-            .spawn(async move { engine.prepare(&installed).await });
+        let task = self.serving.spawn(async move {
+            match role {
+                Role::Active => engine.prepare(&installed).await,
+                Role::Beside => engine.prepare_beside(&installed).await,
+            }
+        });
         // A job that is superseded must not leave a half-loaded version behind on the other runtime.
         match AbortOnDrop(task).await {
             Ok(Ok(prepared)) => Ok(prepared),

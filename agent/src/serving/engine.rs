@@ -1,7 +1,7 @@
-//! All served models: which version answers for which name, and how one version follows another.
+//! All served models: which versions answer for which name, and how one version follows another.
 //!
 //! A request costs one short read lock here; loading, proving and draining happen beside it. The fleet side
-//! calls `prepare` then `activate`; the doors call `resolve`. A version that was routed away is ended only
+//! calls `prepare` then `activate`, or `prepare_beside` then `serve_beside`; the doors call `resolve`. A version that was routed away is ended only
 //! when the last request that had found it is answered, so no swap fails a request.
 
 use std::collections::{BTreeMap, HashMap};
@@ -19,12 +19,12 @@ use super::aside::aside;
 use super::budget::grant;
 use super::error::{LoadFailure, ServeError};
 use super::evidence::Subject;
-use super::loaded::{Hold, Loaded};
+use super::loaded::Loaded;
 use super::metrics;
 use super::proof::Prover;
-use super::served::Served;
 use super::stats::Outcome;
-use super::supervise::{Skipped, supervise};
+use super::supervise::Skipped;
+use super::versions::{Versions, shortened};
 use crate::config::Config;
 use crate::worker::cpu::usable_cores;
 use crate::worker::{Spawner, turns};
@@ -36,23 +36,23 @@ const EVENTS_KEPT: usize = 64;
 const PARTED_SAMPLES: usize = 64;
 
 /// When to try again while the agent is being restarted.
-const RETRY_AFTER_RESTART_SECONDS: u64 = 5;
+pub(super) const RETRY_AFTER_RESTART_SECONDS: u64 = 5;
 
 /// All served models. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 pub(super) struct Shared {
     pub(super) config: Arc<Config>,
     pub(super) spawner: Spawner,
-    /// The version that answers, by the model's name.
-    routes: RwLock<HashMap<String, Arc<Loaded>>>,
+    /// By the model's name.
+    routes: RwLock<HashMap<String, Versions>>,
     /// Models that should be served and are not, with the reason.
     lacking: RwLock<BTreeMap<ModelName, String>>,
     events: broadcast::Sender<EngineEvent>,
-    closing: watch::Sender<bool>,
+    pub(super) closing: watch::Sender<bool>,
     /// Versions that are being drained.
     drains: Mutex<Vec<JoinHandle<()>>>,
     /// Last samples of versions that ended.
@@ -61,10 +61,10 @@ pub(super) struct Shared {
 
 /// A version that is loaded, proven and warm, and not yet routed to. Dropped, it ends its worker.
 pub struct Prepared {
-    loaded: Arc<Loaded>,
+    pub(super) loaded: Arc<Loaded>,
     active: ActiveVersion,
-    choice: usize,
-    refused: Skipped,
+    pub(super) choice: usize,
+    pub(super) refused: Skipped,
 }
 
 impl Prepared {
@@ -93,12 +93,15 @@ pub enum EngineEvent {
     Recovered { model: ModelName, version: Version },
 }
 
-/// A snapshot of one served model.
+/// A snapshot of one served version.
 #[derive(Debug, Clone)]
 pub struct ServedModel {
     pub model: ModelName,
     pub manifest: Arc<Manifest>,
+    /// Where it runs.
     pub active: ActiveVersion,
+    /// It is not the active version, but served beside it.
+    pub beside: bool,
     /// Loaded and answering (a dead worker shows as false until it is back).
     pub ready: bool,
     /// Why not.
@@ -124,15 +127,32 @@ impl Engine {
         }
     }
 
-    /// Loads a version beside whatever serves: delegates in the manifest's order, share of nodes, golden
-    /// vectors, warm-up, seal.
+    /// Loads a version that is to be the active one beside whatever serves: delegates in the manifest's order, share
+    /// of nodes, golden vectors, warm-up, seal.
     pub async fn prepare(&self, version: &InstalledVersion) -> Result<Prepared, LoadFailure> {
+        self.load(version, false).await
+    }
+
+    /// The same for a version that is to be served beside the active one.
+    pub async fn prepare_beside(
+        &self,
+        version: &InstalledVersion,
+    ) -> Result<Prepared, LoadFailure> {
+        self.load(version, true).await
+    }
+
+    async fn load(
+        &self,
+        version: &InstalledVersion,
+        beside: bool,
+    ) -> Result<Prepared, LoadFailure> {
         let manifest = version.manifest();
         if let Some(reason) = too_old(manifest) {
             return Err(LoadFailure::new(manifest, reason, false));
         }
         let cores = usable_cores(self.shared.config.tflite.cores);
-        let grant = grant(manifest, cores, self.shared.threads_beside(&manifest.model));
+        let taken = self.shared.threads_taken(&manifest.model, beside);
+        let grant = grant(manifest, cores, taken);
         let (shared, version) = (self.shared.clone(), version.clone());
         let manifest = manifest.clone();
         let proving = async move {
@@ -153,42 +173,6 @@ impl Engine {
         })
     }
 
-    /// Routes new requests to `prepared`; the version before finishes what it has and is unloaded.
-    pub fn activate(&self, prepared: Prepared) {
-        let Prepared {
-            loaded,
-            choice,
-            refused,
-            ..
-        } = prepared;
-        let manifest = loaded.manifest().clone();
-        tokio::spawn(supervise(
-            self.shared.clone(),
-            loaded.clone(),
-            choice,
-            refused,
-        ));
-        let before = self
-            .shared
-            .write_routes()
-            .insert(manifest.model.as_str().to_owned(), loaded);
-        // Only now: between the two it would be unknown.
-        self.shared.write_lacking().remove(&manifest.model);
-        info!(model = %manifest.model, version = %manifest.version, "version active");
-        if let Some(before) = before {
-            self.shared.part_later(before);
-        }
-    }
-
-    /// Stops serving a model; in-flight requests finish.
-    pub async fn retire(&self, model: &ModelName) {
-        self.shared.write_lacking().remove(model);
-        let removed = self.shared.write_routes().remove(model.as_str());
-        if let Some(loaded) = removed {
-            self.shared.part(loaded).await;
-        }
-    }
-
     /// Takes note that a model should be served here and cannot be, until a version of it is activated: requests
     /// are told to come later, and this device is not ready.
     pub fn lacks(&self, model: &ModelName, reason: &str) {
@@ -201,9 +185,24 @@ impl Engine {
         self.shared.read_lacking().clone()
     }
 
+    /// The active version of each model.
     pub fn models(&self) -> Vec<ServedModel> {
-        let versions = self.shared.versions();
-        versions.iter().map(|loaded| snapshot(loaded)).collect()
+        let mut versions = self.versions();
+        versions.retain(|version| !version.beside);
+        versions
+    }
+
+    /// All versions that are served, by model and version.
+    pub fn versions(&self) -> Vec<ServedModel> {
+        let routes = self.shared.read_routes();
+        let snapshots = routes.values().flat_map(|versions| {
+            let active = versions.active().map(|loaded| snapshot(loaded, false));
+            let beside = versions.beside().iter();
+            active.into_iter().chain(beside.map(|l| snapshot(l, true)))
+        });
+        let mut snapshots: Vec<_> = snapshots.collect();
+        snapshots.sort_by(|a, b| by_name(&a.manifest, &b.manifest));
+        snapshots
     }
 
     pub fn subscribe(&self) -> broadcast::Receiver<EngineEvent> {
@@ -230,33 +229,6 @@ impl Engine {
         metrics::text(&self.shared.versions())
     }
 
-    /// Finds what a request means. `version`: a semantic version or a release number; absent: the active one.
-    pub fn resolve(&self, model: &str, version: Option<&str>) -> Result<Served, ServeError> {
-        let routes = self.shared.read_routes();
-        let Some(loaded) = routes.get(model) else {
-            return Err(self.shared.not_served(model));
-        };
-        let manifest = loaded.manifest();
-        if *self.shared.closing.borrow() {
-            return Err(ServeError::NotReady {
-                model: manifest.model.clone(),
-                reason: "the agent is shutting down".to_owned(),
-                retry_after_seconds: RETRY_AFTER_RESTART_SECONDS,
-            });
-        }
-        if let Some(version) = version
-            && !means(version, manifest)
-        {
-            return Err(ServeError::UnknownVersion {
-                model: manifest.model.clone(),
-                version: shortened(version),
-                loaded: format!("{} (release {})", manifest.version, manifest.release),
-            });
-        }
-        // Held before the lock is given back, so that a swap cannot end the version in between.
-        Ok(Served::new(Hold::of(loaded)))
-    }
-
     /// Refuse new requests, let those in flight finish within `limits.drain_timeout`, end all workers.
     pub async fn shutdown(&self) {
         self.shared.closing.send_replace(true);
@@ -275,19 +247,26 @@ impl Shared {
     }
 
     fn versions(&self) -> Vec<Arc<Loaded>> {
-        let mut versions: Vec<_> = self.read_routes().values().cloned().collect();
-        versions.sort_by(|a, b| a.manifest().model.cmp(&b.manifest().model));
+        let routes = self.read_routes();
+        let mut versions: Vec<_> = routes.values().flat_map(Versions::all).cloned().collect();
+        drop(routes);
+        versions.sort_by(|a, b| by_name(a.manifest(), b.manifest()));
         versions
     }
 
-    /// Threads that models other than this one hold.
-    fn threads_beside(&self, model: &ModelName) -> usize {
+    /// Threads that are held by others than the active version of a model, or (`beside`) by that one too.
+    fn threads_taken(&self, model: &ModelName, beside: bool) -> usize {
         let routes = self.read_routes();
-        let others = routes.values().filter(|l| &l.manifest().model != model);
-        others.map(|l| l.grant.total()).sum()
+        let held = routes.iter().flat_map(|(name, versions)| {
+            let active = versions
+                .active()
+                .filter(|_| beside || name != model.as_str());
+            active.into_iter().chain(versions.beside())
+        });
+        held.map(|loaded| loaded.grant.total()).sum()
     }
 
-    fn part_later(self: &Arc<Self>, loaded: Arc<Loaded>) {
+    pub(super) fn part_later(self: &Arc<Self>, loaded: Arc<Loaded>) {
         let shared = self.clone();
         let mut drains = lock(&self.drains);
         drains.retain(|drain| !drain.is_finished());
@@ -296,7 +275,7 @@ impl Shared {
 
     /// Lets a version that is routed away finish, then ends it. No request outlives its deadline, so only the
     /// end of the agent cuts one short.
-    async fn part(&self, loaded: Arc<Loaded>) {
+    pub(super) async fn part(&self, loaded: Arc<Loaded>) {
         let mut closing = self.closing.subscribe();
         let drained = tokio::select! {
             drained = loaded.drain(self.config.limits.max_deadline()) => drained,
@@ -324,7 +303,7 @@ impl Shared {
     }
 
     /// Why nothing answers for a model.
-    fn not_served(&self, model: &str) -> ServeError {
+    pub(super) fn not_served(&self, model: &str) -> ServeError {
         let lacking = self.read_lacking();
         match lacking.iter().find(|(name, _)| name.as_str() == model) {
             Some((name, reason)) => ServeError::NotReady {
@@ -340,26 +319,35 @@ impl Shared {
         self.lacking.read().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn write_lacking(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<ModelName, String>> {
+    pub(super) fn write_lacking(
+        &self,
+    ) -> std::sync::RwLockWriteGuard<'_, BTreeMap<ModelName, String>> {
         self.lacking.write().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn read_routes(&self) -> std::sync::RwLockReadGuard<'_, HashMap<String, Arc<Loaded>>> {
+    pub(super) fn read_routes(&self) -> std::sync::RwLockReadGuard<'_, HashMap<String, Versions>> {
         self.routes.read().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn write_routes(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<String, Arc<Loaded>>> {
+    pub(super) fn write_routes(
+        &self,
+    ) -> std::sync::RwLockWriteGuard<'_, HashMap<String, Versions>> {
         self.routes.write().unwrap_or_else(|e| e.into_inner())
     }
 }
 
-fn snapshot(loaded: &Loaded) -> ServedModel {
+fn by_name(a: &Manifest, b: &Manifest) -> std::cmp::Ordering {
+    (&a.model, &a.version).cmp(&(&b.model, &b.version))
+}
+
+fn snapshot(loaded: &Loaded, beside: bool) -> ServedModel {
     let manifest = loaded.manifest().clone();
     let worker = loaded.worker();
     let running = worker.as_ref().ok();
     ServedModel {
         model: manifest.model.clone(),
         active: loaded.active(),
+        beside,
         ready: running.is_some(),
         reason: worker.as_ref().err().map(|outage| outage.reason.clone()),
         worker_pid: running.map(|w| w.facts().pid),
@@ -374,14 +362,6 @@ fn sample(loaded: &Loaded) -> ModelSample {
     loaded.stats.take_sample(&manifest.model, &manifest.version)
 }
 
-/// Whether a request's version text, a release number or a semantic version, means this one.
-fn means(text: &str, manifest: &Manifest) -> bool {
-    match text.parse::<u64>() {
-        Ok(release) => release == manifest.release,
-        Err(_) => text.parse::<Version>().is_ok_and(|v| v == manifest.version),
-    }
-}
-
 /// Why this agent cannot run a version that wants a newer one.
 fn too_old(manifest: &Manifest) -> Option<String> {
     let own: Version = crate::VERSION.parse().ok()?;
@@ -391,11 +371,6 @@ fn too_old(manifest: &Manifest) -> Option<String> {
             manifest.minimum_agent
         )
     })
-}
-
-/// Foreign text as an error may quote it.
-fn shortened(text: &str) -> String {
-    text.chars().take(80).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -45,6 +45,12 @@ pub enum ServeError {
         version: String,
         loaded: String,
     },
+    #[error("model {model} has no label {label:?} here; its labels: {known}")]
+    UnknownLabel {
+        model: ModelName,
+        label: String,
+        known: String,
+    },
     /// Known but not answering now (restarting after a crash, shutting down).
     #[error("model {model} is not ready: {reason}")]
     NotReady {

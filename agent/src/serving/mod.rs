@@ -5,7 +5,8 @@
 //! [`Engine::activate`] routes to it. A verified version that works keeps serving: nothing that a new version,
 //! a delegate or a caller does takes it away.
 //!
-//! Reading order: `engine` (routing), `served` (a request's way), `sequences` (models that keep state), `loaded` (one version), `evidence`, `golden`,
+//! Reading order: `engine`, `versions` and `routes`
+//! (which version answers), `served` (a request's way), `sequences` (models that keep state), `loaded` (one version), `evidence`, `golden`,
 //! `proof` and `aside` (delegates are proven), `supervise` and `poison` (after a crash), `admission`, `budget`, `stats`, `metrics`.
 
 mod admission;
@@ -23,10 +24,12 @@ mod loaded;
 mod metrics;
 mod poison;
 mod proof;
+mod routes;
 mod sequences;
 mod served;
 mod stats;
 mod supervise;
+mod versions;
 
 pub use admission::check_shape;
 pub use engine::{Engine, EngineEvent, Prepared, ServedModel};

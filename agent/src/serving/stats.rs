@@ -46,6 +46,7 @@ impl Outcome {
         match error {
             ServeError::UnknownModel(_)
             | ServeError::UnknownVersion { .. }
+            | ServeError::UnknownLabel { .. }
             | ServeError::Invalid(_)
             | ServeError::TooLarge { .. }
             | ServeError::SequenceLost { .. }

@@ -261,8 +261,10 @@ async fn waves_groups_and_retirement_are_obeyed() {
 
     // A model that the group no longer lists is let go, also over a restart; its files stay.
     site.put_into(&[crate::site::GROUP]);
-    site.change_desired(|models| {
-        models.remove(&"breast-cancer".parse().expect("name"));
+    site.change_desired(|desired| {
+        desired
+            .models
+            .remove(&"breast-cancer".parse().expect("name"));
     });
     device.import(&site.export("stick-4")).await;
     crate::wait::until("breast-cancer to be retired", || {

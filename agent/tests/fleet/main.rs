@@ -4,6 +4,7 @@ mod broker;
 mod device;
 mod import;
 mod link;
+mod routing;
 mod site;
 mod wait;
 mod whole;

@@ -114,28 +114,20 @@ impl Site {
         let version = version.parse().expect("version");
         let mut wish = Wish::new(version, release, rollout.parse().expect("name"));
         change(&mut wish);
-        self.change_desired(|models| {
-            models.insert(model.parse().expect("name"), wish);
+        self.change_desired(|desired| {
+            desired.models.insert(model.parse().expect("name"), wish);
         });
     }
 
-    pub fn change_desired(
-        &mut self,
-        change: impl FnOnce(&mut BTreeMap<edgeward_models::ModelName, Wish>),
-    ) {
+    pub fn change_desired(&mut self, change: impl FnOnce(&mut DesiredState)) {
         let group: GroupName = GROUP.parse().expect("name");
-        let mut desired =
-            self.repository
-                .desired(&group)
-                .expect("desired")
-                .unwrap_or(DesiredState {
-                    format: edgeward_models::fleet::rollout::FORMAT,
-                    group,
-                    sequence: 0,
-                    models: BTreeMap::new(),
-                });
+        let mut desired = self
+            .repository
+            .desired(&group)
+            .expect("desired")
+            .unwrap_or(DesiredState::new(group));
         desired.sequence += 1;
-        change(&mut desired.models);
+        change(&mut desired);
         self.repository.set_desired(&desired).expect("desired");
         self.commit();
     }

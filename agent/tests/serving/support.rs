@@ -93,6 +93,12 @@ impl Device {
         self.engine.activate(prepared);
     }
 
+    /// Prepares and serves beside the active version.
+    pub async fn serve_beside(&self, version: &InstalledVersion) {
+        let prepared = self.engine.prepare_beside(version).await;
+        self.engine.serve_beside(prepared.expect("it loads"));
+    }
+
     /// A batch of digits that takes a long time (see [`with_room`]), asked for beside the test.
     pub fn slow_request(&self, value: f32) -> tokio::task::JoinHandle<Result<(), ServeError>> {
         let engine = self.engine.clone();
@@ -189,7 +195,18 @@ pub async fn infer(
     batch: &[u8],
     deadline: Duration,
 ) -> Result<Answer, ServeError> {
-    let served = engine.resolve(model, None)?;
+    infer_version(engine, model, None, batch, deadline).await
+}
+
+/// The same for a named version.
+async fn infer_version(
+    engine: &Engine,
+    model: &str,
+    version: Option<&str>,
+    batch: &[u8],
+    deadline: Duration,
+) -> Result<Answer, ServeError> {
+    let served = engine.resolve(model, version)?;
     let spec = &served.manifest().signatures[0].inputs[0];
     let mut shape = spec.shape.clone();
     let one: i64 = shape[1..].iter().product();
@@ -211,7 +228,17 @@ pub fn slow_batch(value: f32) -> Vec<u8> {
 
 /// One image, and the answer as numbers.
 pub async fn ask(engine: &Engine, model: &str, input: &[f32]) -> Result<Vec<f32>, ServeError> {
-    let answer = infer(engine, model, &bytes(input), PATIENCE).await?;
+    ask_version(engine, model, None, input).await
+}
+
+/// The same of a named version.
+pub async fn ask_version(
+    engine: &Engine,
+    model: &str,
+    version: Option<&str>,
+    input: &[f32],
+) -> Result<Vec<f32>, ServeError> {
+    let answer = infer_version(engine, model, version, &bytes(input), PATIENCE).await?;
     Ok(floats(answer.output(0)))
 }
 

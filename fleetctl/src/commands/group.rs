@@ -186,15 +186,16 @@ impl List {
                 .to_vec(),
         ];
         for (group, devices) in &groups {
-            let wishes: Vec<_> = repository
-                .desired(group)?
-                .into_iter()
-                .flat_map(|desired| desired.models)
-                .map(|(model, wish)| match wish.percent {
-                    100.. => format!("{model} {}", wish.version),
-                    percent => format!("{model} {} ({percent} %)", wish.version),
-                })
-                .collect();
+            let desired = repository.desired(group)?;
+            let (models, routing) = desired.map(|d| (d.models, d.routing)).unwrap_or_default();
+            let wishes = models.iter().map(|(model, wish)| match wish.percent {
+                100.. => format!("{model} {}", wish.version),
+                percent => format!("{model} {} ({percent} %)", wish.version),
+            });
+            let routing = routing
+                .iter()
+                .map(|(model, routing)| format!("{model} {routing}"));
+            let wishes: Vec<_> = wishes.chain(routing).collect();
             let wishes = if wishes.is_empty() {
                 "-".to_owned()
             } else {

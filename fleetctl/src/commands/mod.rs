@@ -22,6 +22,7 @@ mod push;
 mod refresh;
 mod rollback;
 mod rollout;
+mod route;
 mod status;
 mod sync;
 
@@ -72,6 +73,7 @@ enum Verb {
     Package(package::Args),
     Push(push::Args),
     Rollback(rollback::Args),
+    Route(route::Args),
     Status(status::Args),
     Sync(sync::Args),
     Refresh(refresh::Args),
@@ -96,6 +98,7 @@ impl Cli {
             Verb::Package(args) => args.run(printer),
             Verb::Push(args) => args.run(&home, printer).await,
             Verb::Rollback(args) => args.run(&home, printer).await,
+            Verb::Route(args) => args.run(&home, printer).await,
             Verb::Status(args) => args.run(&home, printer).await,
             Verb::Sync(args) => args.run(&home, printer).await,
             Verb::Refresh(args) => args.run(&home, printer).await,

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use edgeward_models::Manifest;
-use edgeward_models::name::{GroupName, ModelName, Version};
+use edgeward_models::name::{GroupName, LabelName, ModelName, Version};
 use edgeward_models::package::{Package, TfliteOptions};
 use edgeward_models::sign::Repository;
 
 use super::rollout::{self, Pace};
+use super::route;
 use crate::operator::Operator;
 use crate::printer::Printer;
 
@@ -30,6 +31,7 @@ use crate::printer::Printer;
 Examples:
   fleetctl push digits-2.0.0.tflite --group radiology
   fleetctl push ./digits-package --group radiology --percent 10 --jitter 600
+  fleetctl push digits-2.0.0.tflite --group radiology --label canary
   fleetctl push net.tflite --name digits --version 2.0.0 --group radiology --no-wait")]
 pub struct Args {
     /// A .tflite file, best named NAME-VERSION.tflite, or a package directory
@@ -43,6 +45,9 @@ pub struct Args {
     /// The version, if a .tflite file's name does not say it
     #[arg(long)]
     version: Option<Version>,
+    /// Have the group serve the version under this label beside the active one, which stays
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["percent", "jitter", "soak"])]
+    label: Option<LabelName>,
     #[command(flatten)]
     pace: Pace,
     #[command(flatten)]
@@ -63,6 +68,14 @@ impl Args {
         };
         let manifest = stage(&mut repository, &package)?;
         let before = repository.desired(&self.group)?;
+        if let Some(label) = self.label {
+            let label = (label, manifest.version);
+            let group = &self.group;
+            let desired = route::labelled(&repository, before, group, &manifest.model, label)?;
+            let (model, waiting) = (&manifest.model, &self.waiting);
+            return route::carry_out(&operator, repository, desired, model, standing, waiting)
+                .await;
+        }
         let desired = rollout::wish(
             before,
             &self.group,

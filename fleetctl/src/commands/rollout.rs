@@ -1,11 +1,11 @@
 //! What `push` and `rollback` share: the new desired state of a group, its publication and its outcome.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use edgeward_models::fleet::rollout::{DesiredState, FORMAT, Wish};
+use edgeward_models::fleet::rollout::{DesiredState, Wish};
 use edgeward_models::name::{DeviceId, GroupName, ModelName, RolloutId, Version};
 use edgeward_models::sign::Repository;
 use jiff::Timestamp;
@@ -16,7 +16,7 @@ use crate::carrier::Standing;
 use crate::devices::Device;
 use crate::operator::Operator;
 use crate::printer::table;
-use crate::watch::{self, Outcome, Wanted, Watch};
+use crate::watch::{self, Outcome, Wanted, Watch, What};
 use crate::{FAILED, REFUSED};
 
 /// How fast a group moves.
@@ -59,12 +59,7 @@ pub fn wish(
     (version, release): (&Version, u64),
     pace: &Pace,
 ) -> Result<DesiredState> {
-    let mut desired = before.unwrap_or_else(|| DesiredState {
-        format: FORMAT,
-        group: group.clone(),
-        sequence: 0,
-        models: BTreeMap::new(),
-    });
+    let mut desired = before.unwrap_or_else(|| DesiredState::new(group.clone()));
     desired.sequence += 1;
     let current = desired.models.get(model);
     let same = current.filter(|wish| wish.version == *version && wish.release == release);
@@ -88,7 +83,7 @@ pub fn wish(
     Ok(desired)
 }
 
-fn new_rollout(sequence: u64) -> Result<RolloutId> {
+pub fn new_rollout(sequence: u64) -> Result<RolloutId> {
     let random: u32 = rand::rng().random();
     format!("r{sequence}-{random:08x}")
         .parse()
@@ -108,7 +103,7 @@ struct Summary<'a> {
 }
 
 #[derive(Serialize)]
-struct Row<'a> {
+pub struct Row<'a> {
     device: &'a DeviceId,
     #[serde(flatten)]
     outcome: &'a Outcome,
@@ -162,8 +157,10 @@ pub async fn carry_out(
                     group: desired.group.clone(),
                     sequence: desired.sequence,
                     model: model.clone(),
-                    version: wish.version.clone(),
-                    release: wish.release,
+                    what: What::Active {
+                        version: wish.version.clone(),
+                        release: wish.release,
+                    },
                 };
                 let time = Duration::from_secs(waiting.timeout + u64::from(wish.jitter_seconds));
                 let watch = Watch::new(wanted, devices, operator.home.memory()?);
@@ -179,15 +176,12 @@ pub async fn carry_out(
             release: wish.release,
             sequence: desired.sequence,
             rollout: &wish.rollout,
-            devices: outcomes
-                .iter()
-                .map(|(device, outcome)| Row { device, outcome })
-                .collect(),
+            devices: rows(&outcomes),
         })?;
     } else if !outcomes.is_empty() {
         operator
             .printer
-            .data(&describe(model, &wish.version, &outcomes))?;
+            .data(&describe(&format!("{model} {}", wish.version), &outcomes))?;
     }
     Ok(exit_code(&outcomes))
 }
@@ -199,14 +193,27 @@ fn concerned(
     group: &GroupName,
     wish: &Wish,
 ) -> Result<(Vec<Device>, usize)> {
-    let members: Vec<_> = repository
-        .membership()?
-        .into_iter()
-        .filter_map(|(device, groups)| groups.contains(group).then_some(device))
-        .collect();
+    let later = Cell::new(0);
+    let devices = members(operator, repository, group, |id| {
+        let now = wish.includes(id);
+        later.set(later.get() + usize::from(!now));
+        now
+    })?;
+    Ok((devices, later.get()))
+}
+
+/// The devices of a group whose word can be believed, of those that `concerns`.
+pub fn members(
+    operator: &Operator,
+    repository: &Repository,
+    group: &GroupName,
+    concerns: impl Fn(&DeviceId) -> bool,
+) -> Result<Vec<Device>> {
     let registry = operator.home.devices();
     let mut devices = Vec::new();
-    for id in members.iter().filter(|id| wish.includes(id)) {
+    let all = repository.membership()?;
+    let members = all.iter().filter(|(_, groups)| groups.contains(group));
+    for (id, _) in members.filter(|(id, _)| concerns(id)) {
         match registry.get(id)? {
             Some(device) => devices.push(device),
             None => operator.printer.warn(&format!(
@@ -214,18 +221,29 @@ fn concerned(
             )),
         }
     }
-    let later = members.iter().filter(|id| !wish.includes(id)).count();
-    Ok((devices, later))
+    Ok(devices)
 }
 
-fn describe(model: &ModelName, version: &Version, outcomes: &[(DeviceId, Outcome)]) -> String {
+pub fn rows(outcomes: &[(DeviceId, Outcome)]) -> Vec<Row<'_>> {
+    let rows = outcomes.iter();
+    rows.map(|(device, outcome)| Row { device, outcome })
+        .collect()
+}
+
+/// A line for each device, about `what`.
+pub fn describe(what: &str, outcomes: &[(DeviceId, Outcome)]) -> String {
     let rows: Vec<_> = outcomes
         .iter()
         .map(|(device, outcome)| {
             let (word, text) = match outcome {
-                Outcome::Active { delegate } => {
-                    ("active", format!("{model} {version} on {delegate}"))
+                Outcome::Active { delegate } => ("active", format!("{what} on {delegate}")),
+                Outcome::Routed { versions } if versions.is_empty() => {
+                    ("routed", format!("{what}: the active version alone"))
                 }
+                Outcome::Routed { versions } => (
+                    "routed",
+                    format!("{what}: beside it {}", versions.join(", ")),
+                ),
                 Outcome::Refused { reason } => ("refused", reason.clone()),
                 Outcome::Silent { reason } => ("silent", reason.clone()),
             };
@@ -236,7 +254,7 @@ fn describe(model: &ModelName, version: &Version, outcomes: &[(DeviceId, Outcome
 }
 
 /// 0: every device serves it; 1: one said no; 2: one did not say.
-fn exit_code(outcomes: &[(DeviceId, Outcome)]) -> ExitCode {
+pub fn exit_code(outcomes: &[(DeviceId, Outcome)]) -> ExitCode {
     let any = |kind: fn(&Outcome) -> bool| outcomes.iter().any(|(_, outcome)| kind(outcome));
     if any(|o| matches!(o, Outcome::Refused { .. })) {
         ExitCode::from(REFUSED)

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use edgeward_models::fleet::status::{ModelStatus, Status};
+use edgeward_models::fleet::routing::BesideStatus;
+use edgeward_models::fleet::status::{ModelStatus, Phase, Status};
 use edgeward_models::name::GroupName;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -122,16 +123,29 @@ fn lines(report: &Report, groups: &BTreeSet<GroupName>, now: i64) -> Vec<Vec<Str
             .models
             .iter()
             .enumerate()
-            .map(|(row, model)| {
+            .flat_map(|(row, model)| {
                 let active = model.active.as_ref();
-                line([
+                let first = line([
                     model.model.to_string(),
                     active.map_or_else(dash, |a| a.version.to_string()),
                     phase(model),
                     active.map_or_else(dash, |a| a.delegate.to_string()),
                     age(status, now),
                     note(status, Some(model), row == 0),
-                ])
+                ]);
+                let routing = model.routing.iter();
+                let beside = routing.flat_map(|routing| &routing.versions).map(|v| {
+                    let delegate = v.served.as_ref().map(|served| served.delegate.to_string());
+                    line([
+                        model.model.to_string(),
+                        dash(),
+                        beside(v),
+                        delegate.unwrap_or_else(dash),
+                        age(status, now),
+                        v.reason.as_deref().map_or_else(dash, plain),
+                    ])
+                });
+                std::iter::once(first).chain(beside).collect::<Vec<_>>()
             })
             .collect(),
     }
@@ -147,6 +161,14 @@ fn phase(model: &ModelStatus) -> String {
     }
 }
 
+/// The phase of a version beside the active one.
+fn beside(version: &BesideStatus) -> String {
+    match version.phase {
+        Phase::Active => format!("beside {}", version.version),
+        phase => format!("beside {} {}", version.version, phase.word()),
+    }
+}
+
 /// What a line says at its end; what concerns the whole device only `first`.
 fn note(status: &Status, model: Option<&ModelStatus>, first: bool) -> String {
     let mut notes = Vec::new();
@@ -158,6 +180,10 @@ fn note(status: &Status, model: Option<&ModelStatus>, first: bool) -> String {
     }
     let warnings = status.warnings.iter().filter(|_| first);
     notes.extend(warnings.map(|text| format!("WARNING: {}", plain(text))));
+    let routing = model.and_then(|m| m.routing.as_ref());
+    if let Some(routing) = routing.filter(|routing| routing.overridden) {
+        notes.push(format!("OVERRIDE on the device: {}", routing.routing));
+    }
     let reason = model.and_then(|m| m.reason.as_deref());
     if let Some(text) = reason.or(status.last_error.as_deref()) {
         notes.push(plain(text));
@@ -251,6 +277,22 @@ pub fn details(report: &Report) -> Vec<Vec<String>> {
         }
         if let Some(previous) = &model.previous {
             row("  previous", previous.to_string());
+        }
+        if let Some(routing) = &model.routing {
+            let whose = match routing.overridden {
+                true => " (an override on the device)",
+                false => "",
+            };
+            row("  routing", format!("{}{whose}", routing.routing));
+            for version in &routing.versions {
+                let reason = version.reason.as_deref().map(plain);
+                let reason = reason.map(|reason| format!("; {reason}"));
+                let reason = reason.unwrap_or_default();
+                row(
+                    "  beside it",
+                    format!("{} {}{reason}", version.version, version.phase.word()),
+                );
+            }
         }
         for refused in model.active.iter().flat_map(|a| &a.refused_delegates) {
             row(

@@ -9,8 +9,10 @@ fn wanted() -> Wanted {
         group: "radiology".parse().expect("name"),
         sequence: 7,
         model: "digits".parse().expect("name"),
-        version: Version::new(2, 0, 0),
-        release: 2,
+        what: What::Active {
+            version: Version::new(2, 0, 0),
+            release: 2,
+        },
     }
 }
 
@@ -37,11 +39,12 @@ fn saying(
             refused_delegates: Vec::new(),
         }),
         previous: None,
-        target: Some(wanted().version),
         rollout: None,
         soak: None,
+        target: Some(Version::new(2, 0, 0)),
         phase,
         reason: None,
+        routing: None,
     }];
     status
 }

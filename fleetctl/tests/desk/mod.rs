@@ -277,6 +277,7 @@ impl Device {
                 soak: None,
                 phase,
                 reason: (phase == Phase::Refused).then(|| "golden vector 0 differs".to_owned()),
+                routing: None,
             }],
             timestamp_version: 1,
             stale: false,

@@ -1,8 +1,9 @@
-//! What fleetctl and agents say to each other: topics, desired state, statuses, telemetry.
+//! What fleetctl and agents say to each other: topics, desired state, routing, statuses, telemetry.
 
 pub mod enrolment;
 pub mod health;
 pub mod rollout;
+pub mod routing;
 pub mod signed;
 pub mod status;
 pub mod telemetry;

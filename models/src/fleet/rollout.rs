@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::health::HealthLimits;
+use super::routing::Routing;
 use super::waves::Waves;
 use crate::digest::Digest;
 use crate::name::{DeviceId, GroupName, ModelName, RolloutId, Version};
@@ -29,6 +30,22 @@ pub struct DesiredState {
     /// Counted up by every change; a device refuses to go back.
     pub sequence: u64,
     pub models: BTreeMap<ModelName, Wish>,
+    /// Versions beside those, and how requests find them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub routing: BTreeMap<ModelName, Routing>,
+}
+
+impl DesiredState {
+    /// Nothing is wished for yet.
+    pub fn new(group: GroupName) -> Self {
+        Self {
+            format: FORMAT,
+            group,
+            sequence: 0,
+            models: BTreeMap::new(),
+            routing: BTreeMap::new(),
+        }
+    }
 }
 
 /// The wish that a group runs one version of one model.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::health::Soak;
+use super::routing::RoutingStatus;
 use crate::digest::Digest;
 use crate::name::{DelegateName, DeviceId, GroupName, ModelName, RolloutId, Version};
 
@@ -84,6 +85,9 @@ pub struct ModelStatus {
     /// Why the phase is what it is, when that needs saying: a refusal, a crash, a wait.
     #[serde(default)]
     pub reason: Option<String>,
+    /// What is served beside the active version.
+    #[serde(default)]
+    pub routing: Option<RoutingStatus>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

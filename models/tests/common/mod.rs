@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use edgeward_models::chunk::{Source, SourceError, pack_metadata};
 use edgeward_models::digest::Digest;
-use edgeward_models::fleet::rollout::{self, DesiredState, Wish};
+use edgeward_models::fleet::rollout::{DesiredState, Wish};
 use edgeward_models::manifest::{FileEntry, Manifest};
 use edgeward_models::name::FileName;
 use edgeward_models::sign::{KeyRing, Lifetimes, Publication, Repository};
@@ -172,10 +172,9 @@ pub fn desired(group: &str, sequence: u64) -> DesiredState {
     let rollout = format!("r{sequence}").parse().expect("name");
     let wish = Wish::new("1.0.0".parse().expect("version"), 1, rollout);
     DesiredState {
-        format: rollout::FORMAT,
-        group: group.parse().expect("name"),
         sequence,
         models: BTreeMap::from([("digits".parse().expect("name"), wish)]),
+        ..DesiredState::new(group.parse().expect("name"))
     }
 }
 

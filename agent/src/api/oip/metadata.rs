@@ -93,16 +93,28 @@ pub fn models(engine: &Engine) -> Answered {
     Ok(json(StatusCode::OK, &json!({ "models": names })))
 }
 
-pub fn model(served: &Served) -> Answered {
-    Ok(json(StatusCode::OK, &describe(served.manifest())))
+pub fn model(engine: &Engine, served: &Served) -> Answered {
+    let manifest = served.manifest();
+    let versions = versions(engine, manifest);
+    Ok(json(StatusCode::OK, &describe(manifest, &versions)))
 }
 
-fn describe(manifest: &Manifest) -> Value {
+/// The versions of a model that a request may name.
+pub fn versions(engine: &Engine, manifest: &Manifest) -> Vec<String> {
+    // One that is being replaced this very moment may be gone.
+    let served = engine
+        .resolve_all(manifest.model.as_str())
+        .unwrap_or_default();
+    let versions = served.iter().map(|s| s.manifest().version.to_string());
+    versions.collect()
+}
+
+fn describe(manifest: &Manifest, versions: &[String]) -> Value {
     let signature = manifest.default_signature();
     let properties = properties(manifest);
     let mut description = json!({
         "name": manifest.model.as_str(),
-        "versions": [manifest.version.to_string()],
+        "versions": versions,
         "platform": PLATFORM,
         "inputs": tensors(&signature.inputs),
         "outputs": tensors(&signature.outputs),
@@ -163,9 +175,9 @@ pub fn model_ready(engine: &Engine, served: &Served) -> Answered {
         ));
     }
     let reason = engine
-        .models()
+        .versions()
         .iter()
-        .find(|m| m.model == manifest.model)
+        .find(|m| m.model == manifest.model && m.active.version == manifest.version)
         .map_or_else(|| format!("model {name} is not ready"), why);
     Ok(json(
         StatusCode::SERVICE_UNAVAILABLE,
@@ -184,7 +196,7 @@ mod tests {
             "/../models/samples/digits-1.0.0/manifest.json"
         );
         let manifest = Manifest::parse(&std::fs::read(path).expect("sample")).expect("manifest");
-        let description = describe(&manifest);
+        let description = describe(&manifest, &["1.0.0".to_owned()]);
         assert_eq!(description["name"], "digits");
         assert_eq!(description["versions"], json!(["1.0.0"]));
         assert_eq!(
@@ -206,7 +218,7 @@ mod tests {
         other.name = "other".to_owned();
         other.inputs[0].shape = vec![8];
         manifest.signatures.push(other);
-        let description = describe(&manifest);
+        let description = describe(&manifest, &[]);
         let first = manifest.default_signature().name.as_str();
         assert_eq!(
             description["properties"]["signature_names"],

@@ -10,7 +10,7 @@
 //! | GET `/v2/models/M[/versions/V]/ready` | 200: this version is loaded, its worker lives and answers; 503 otherwise |
 //! | POST `/v2/models/M[/versions/V]/infer` | the answer ([`infer`]) |
 //!
-//! `V` is the semantic version or the release number. Loading another model or version changes none of the
+//! `V` is the semantic version, the release number or a label of the model's routing. Loading another model or version changes none of the
 //! three health answers; a worker that died makes its model and the device not ready until it is back.
 //! Extensions: `binary_tensor_data` and `parameters`. A body may be compressed (`Content-Encoding: gzip` or
 //! `deflate`), and a long answer is when `Accept-Encoding` asks for it.

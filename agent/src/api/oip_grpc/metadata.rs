@@ -58,7 +58,7 @@ pub fn model(
     let signature = manifest.default_signature();
     Ok(ModelMetadataResponse {
         name: manifest.model.to_string(),
-        versions: vec![manifest.version.to_string()],
+        versions: metadata::versions(engine, manifest),
         platform: metadata::PLATFORM.to_owned(),
         inputs: tensors(&signature.inputs),
         outputs: tensors(&signature.outputs),
@@ -108,15 +108,18 @@ pub fn statistics(
     engine: &Engine,
     request: &ModelStatisticsRequest,
 ) -> Result<ModelStatisticsResponse, ApiError> {
-    let served = if request.name.is_empty() {
-        let models = engine.models();
-        let names = models.iter().map(|served| served.model.as_str());
-        // One that is being replaced this very moment may be gone.
-        names
-            .filter_map(|name| resolve(engine, name, "").ok())
-            .collect()
-    } else {
-        vec![resolve(engine, &request.name, &request.version)?]
+    let served = match (request.name.as_str(), request.version.as_str()) {
+        ("", _) => {
+            let models = engine.models();
+            let names = models.iter().map(|served| served.model.as_str());
+            // One that is being replaced this very moment may be gone.
+            names
+                .filter_map(|name| engine.resolve_all(name).ok())
+                .flatten()
+                .collect()
+        }
+        (name, "") => engine.resolve_all(name)?,
+        (name, version) => vec![resolve(engine, name, version)?],
     };
     Ok(ModelStatisticsResponse {
         model_stats: served.iter().map(statistics_of).collect(),
@@ -165,7 +168,7 @@ fn nanos(time: Duration) -> u64 {
 }
 
 pub fn index(engine: &Engine, request: &RepositoryIndexRequest) -> RepositoryIndexResponse {
-    let served = engine.models().into_iter().map(|served| ModelIndex {
+    let served = engine.versions().into_iter().map(|served| ModelIndex {
         name: served.model.to_string(),
         version: served.manifest.version.to_string(),
         state: state(served.ready).to_owned(),

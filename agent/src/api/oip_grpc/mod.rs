@@ -12,7 +12,7 @@
 //! | `RepositoryIndex` | what is served, and what should be and is not |
 //! | `RepositoryModelLoad`, `RepositoryModelUnload` | `PERMISSION_DENIED`: what a device serves is what its fleet's keys signed |
 //!
-//! A version is named as over HTTP: the semantic version or the release number; none means the active one. Parameters
+//! A version is named as over HTTP: the semantic version, the release number or a label; none means the active one. Parameters
 //! are those of [`crate::api::oip::request`], and a parameter that is not known is refused by name. Shared memory,
 //! tracing and log settings are not here.
 

@@ -36,9 +36,10 @@ pub async fn answer(call: &Call, method: Method, message: Body) -> Result<Vec<u8
         Method::GetModelMetadata => framing::encode(&metadata(engine, decode(&message)?)?),
         Method::GetModelStatus => {
             let request: GetModelStatusRequest = decode(&message)?;
-            let served = resolve(engine, &request.model_spec.unwrap_or_default())?;
+            let spec = request.model_spec.unwrap_or_default();
+            let versions = asked(&spec, |pick| super::resolve_all(engine, &spec.name, pick))?;
             framing::encode(&GetModelStatusResponse {
-                model_version_status: vec![status::message(&served)],
+                model_version_status: versions.iter().map(status::message).collect(),
             })
         }
         Method::HandleReloadConfigRequest => {
@@ -51,13 +52,20 @@ pub async fn answer(call: &Call, method: Method, message: Body) -> Result<Vec<u8
 }
 
 fn resolve(engine: &Engine, spec: &ModelSpec) -> Result<Served, ApiError> {
+    asked(spec, |pick| super::resolve(engine, &spec.name, pick))
+}
+
+/// What a specification says of the version, for `resolve`.
+fn asked<T>(
+    spec: &ModelSpec,
+    resolve: impl FnOnce(Option<Pick<'_>>) -> Result<T, ApiError>,
+) -> Result<T, ApiError> {
     let version = spec
         .version
         .as_ref()
         .map(|version| version.value.to_string());
     let label = (!spec.version_label.is_empty()).then_some(Pick::Label(&spec.version_label));
-    let pick = version.as_deref().map(Pick::Version).or(label);
-    super::resolve(engine, &spec.name, pick)
+    resolve(version.as_deref().map(Pick::Version).or(label))
 }
 
 /// The version that answered.

@@ -3,9 +3,9 @@
 //!
 //! | path | answer |
 //! |---|---|
-//! | GET `/v1/models/M[/versions/V]` | the version's state: `AVAILABLE`, or `LOADING` while its worker is not there |
-//! | GET `/v1/models/M[/versions/V]/metadata` | signatures with their tensors |
-//! | POST `/v1/models/M[/versions/V]:predict` | `instances` (a value or an object for each row) → `predictions`; `inputs` (a value, or an object of whole tensors) → `outputs` |
+//! | GET `/v1/models/M[/versions/V\|/labels/L]` | the version's state, or those of all that are served: `AVAILABLE`, or `LOADING` while its worker is not there |
+//! | GET `/v1/models/M[/versions/V\|/labels/L]/metadata` | signatures with their tensors |
+//! | POST `/v1/models/M[/versions/V\|/labels/L]:predict` | `instances` (a value or an object for each row) → `predictions`; `inputs` (a value, or an object of whole tensors) → `outputs` |
 //! | POST `…:classify`, `…:regress` | `examples` with their features (and a `context` for all) → `results` |
 //!
 //! | gRPC | |
@@ -15,8 +15,8 @@
 //!
 //! **Versions** are numbers here: a version's number is its release, which `fleetctl` counts up with each push (the
 //! model's metadata and `fleetctl status` tell it); 0 means the active version, as clients of OpenVINO Model Server
-//! send it; a path may also name the semantic version. **Labels** are not there yet: a request with one is answered
-//! 404. **Signatures**: without `signature_name`, or with `serving_default` where no signature is called so, the
+//! send it; a path may also name the semantic version. **Labels** are those of the model's routing; one that there is
+//! not is answered 404. **Signatures**: without `signature_name`, or with `serving_default` where no signature is called so, the
 //! model's first one is meant.
 //!
 //! What differs from TensorFlow Serving: NaN and infinities are no JSON and refused as over [`crate::api::oip`] (422
@@ -63,13 +63,19 @@ fn resolve(engine: &Engine, model: &str, pick: Option<Pick<'_>>) -> Result<Serve
             let active = version.bytes().all(|digit| digit == b'0');
             Ok(engine.resolve(model, (!active).then_some(version))?)
         }
-        Some(Pick::Label(label)) => {
-            let served = engine.resolve(model, None)?;
-            Err(ApiError::not_found(format!(
-                "model {} has no label {label:?}: labels are not known to this server yet",
-                served.manifest().model
-            )))
-        }
+        Some(Pick::Label(label)) => Ok(engine.resolve_label(model, label)?),
+    }
+}
+
+/// The versions that a question about the state of a model means: those that are served, unless it names one.
+fn resolve_all(
+    engine: &Engine,
+    model: &str,
+    pick: Option<Pick<'_>>,
+) -> Result<Vec<Served>, ApiError> {
+    match pick {
+        None => Ok(engine.resolve_all(model)?),
+        pick => Ok(vec![resolve(engine, model, pick)?]),
     }
 }
 
@@ -94,7 +100,10 @@ pub async fn respond(
 ) -> Result<Response<Full<Bytes>>, ApiError> {
     let resolve = || resolve(&shared.engine, asked.model, asked.pick);
     let form = match asked.question {
-        Question::Status => return Ok(status::json(&resolve()?)),
+        Question::Status => {
+            let versions = resolve_all(&shared.engine, asked.model, asked.pick)?;
+            return Ok(status::json(&versions));
+        }
         Question::Metadata => return Ok(status::metadata_json(&resolve()?)),
         Question::Predict => Form::Predict,
         Question::Classify => Form::Classify,

@@ -17,21 +17,21 @@ use crate::serving::Served;
 /// gRPC's code and word for what comes back by itself.
 const UNAVAILABLE: (i32, &str) = (14, "UNAVAILABLE");
 
-pub fn json(served: &Served) -> Response<Full<Bytes>> {
-    let version = number(served.manifest()).to_string();
-    let (state, code, text) = if served.ready() {
-        ("AVAILABLE", "OK", "")
-    } else {
-        ("LOADING", UNAVAILABLE.1, NOT_READY)
-    };
-    metadata::json(
-        StatusCode::OK,
-        &json!({"model_version_status": [{
-            "version": version,
+pub fn json(versions: &[Served]) -> Response<Full<Bytes>> {
+    let versions = versions.iter().map(|served| {
+        let (state, code, text) = if served.ready() {
+            ("AVAILABLE", "OK", "")
+        } else {
+            ("LOADING", UNAVAILABLE.1, NOT_READY)
+        };
+        json!({
+            "version": number(served.manifest()).to_string(),
             "state": state,
             "status": {"error_code": code, "error_message": text},
-        }]}),
-    )
+        })
+    });
+    let versions: Value = versions.collect();
+    metadata::json(StatusCode::OK, &json!({"model_version_status": versions}))
 }
 
 const NOT_READY: &str = "its worker is not running now";

@@ -21,19 +21,23 @@ impl Reconciler {
             Ok((id, _)) => *id,
             Err(e) => e.id(),
         };
+        let ended_early = |_| {
+            JobError::new(
+                FaultKind::Device,
+                "an internal error ended the installation; see the agent's log",
+            )
+        };
+        let outcome = ended.map_err(ended_early).and_then(|(_, outcome)| outcome);
         // A superseded job is no longer among those that run.
+        if let Some((key, rollout)) = self.beside.ended(id) {
+            self.beside_ended(key, rollout, outcome);
+            return self.steer();
+        }
         let found = [&mut self.running, &mut self.reloading]
             .into_iter()
             .find_map(|jobs| jobs.extract_if(|_, job| job.abort.id() == id).next());
         let Some((model, running)) = found else {
             return;
-        };
-        let outcome = match ended {
-            Ok((_, outcome)) => outcome,
-            Err(_) => Err(JobError::new(
-                FaultKind::Device,
-                "an internal error ended the installation; see the agent's log",
-            )),
         };
         match outcome.and_then(|ready| self.take_over(&model, running.kind, ready)) {
             Ok(()) => {
@@ -86,11 +90,13 @@ impl Reconciler {
             .fleet
             .as_ref()
             .map_or(2, |f| f.keep_versions);
-        self.workshop.state.collect_garbage(model, &record, keep);
+        let beside = self.beside.routing(model);
+        let state = &self.workshop.state;
+        state.collect_garbage(model, &record, &beside, keep);
         let installed = || self.workshop.state.model_digests();
         driver_caches::collect_garbage(&self.workshop.config, installed);
         // What is left belongs to fetches that were given up, unless one waits to be taken up again.
-        let idle = self.running.is_empty() && self.reloading.is_empty();
+        let idle = self.running.is_empty() && self.reloading.is_empty() && self.beside.is_idle();
         if idle && self.attempts.keys().all(|other| other == model) {
             self.workshop.cache.clear();
         }

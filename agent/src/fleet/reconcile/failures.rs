@@ -8,7 +8,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tracing::warn;
 
 use super::{Attempt, Kind, Reconciler, Running};
-use crate::fleet::job::{FaultKind, JobError, clock};
+use crate::fleet::job::{FaultKind, JobError, Role, clock};
 use crate::fleet::state::Quarantined;
 use crate::serving::EngineEvent;
 
@@ -79,7 +79,7 @@ impl Reconciler {
         self.reloads.insert(model.clone(), attempt);
     }
 
-    fn quarantine(
+    pub(super) fn quarantine(
         &mut self,
         model: &ModelName,
         version: &Version,
@@ -105,6 +105,7 @@ impl Reconciler {
             version,
             reason,
         }) = &event
+            && !self.beside_failing(model, version, reason)
         {
             self.failing(model, version, reason);
         }
@@ -144,7 +145,8 @@ impl Reconciler {
         if let Some(running) = self.running.remove(model) {
             running.abort.abort();
         }
-        let job = self.workshop.clone().load(model.clone(), previous.clone());
+        let job = self.workshop.clone();
+        let job = job.load(model.clone(), previous.clone(), Role::Active);
         let (version, rollout) = (previous.version, previous.rollout);
         self.spawn(model, Kind::PutBack, version, rollout, job);
     }

@@ -62,7 +62,10 @@ impl Reconciler {
         let Some(goal) = self.goal.clone().filter(|_| self.import.is_some()) else {
             return;
         };
-        let busy = |m| self.running.contains_key(m) || self.reloading.contains_key(m);
+        let busy = |m| {
+            let active = self.running.contains_key(m) || self.reloading.contains_key(m);
+            active || self.beside.is_busy(m)
+        };
         let busy = goal.wishes.keys().any(busy);
         if busy {
             return;
@@ -74,6 +77,7 @@ impl Reconciler {
             let line = facts.models.get(model).cloned().unwrap_or_default();
             let active = self.records.get(model).and_then(|r| r.active.as_ref());
             let runs = active.map_or("nothing".to_owned(), |a| a.version.to_string());
+            let (beside, wrong) = self.beside_lines(model, &line);
             let reason = line.reason.unwrap_or_default();
             lines.push(match line.phase {
                 Phase::Active => format!("{model} {runs} is active"),
@@ -94,6 +98,10 @@ impl Reconciler {
                     )
                 }
             });
+            lines.extend(beside);
+            if wrong && outcome == ImportOutcome::Applied {
+                outcome = ImportOutcome::Refused;
+            }
         }
         if lines.is_empty() {
             lines.push("nothing is wished for on this device".to_owned());

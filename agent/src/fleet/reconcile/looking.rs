@@ -258,12 +258,14 @@ impl Reconciler {
             for attempt in self.attempts.values_mut() {
                 attempt.again = Instant::now();
             }
+            self.beside.hurry(|_| true);
         }
         // What this repository holds may mend what is damaged here.
         for attempt in self.reloads.values_mut() {
             attempt.again = Instant::now();
         }
         let goal = Arc::new(goal);
+        self.accept_routings(&goal);
         self.retire_unwished(&goal);
         self.goal = Some(goal);
         self.steer();

@@ -4,7 +4,8 @@
 //! It wakes on a new timestamp, a new connection, an import, an engine event, the end of a job and the
 //! passing of time; then it compares wishes with pointers and starts, supersedes or commits jobs. All state
 //! of models is changed here and nowhere else. This file holds the state and the loop; `looking` reads
-//! repositories, `steering` turns wishes into jobs, `committing` jobs into pointers, `failures` says what
+//! repositories, `steering` turns wishes into jobs, `committing` jobs into pointers, `routing` and
+//! `beside` do the same for versions beside the active one, `failures` says what
 //! becomes of what went wrong, `import` speaks with a person who holds a directory out.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -26,15 +27,18 @@ use super::job::{FaultKind, JobError, Ready, Workshop};
 use super::pause;
 use super::state::{Applied, ModelRecord};
 use crate::serving::EngineEvent;
+use beside::Beside;
 pub use import::{ImportEvent, ImportOutcome, ImportRequest};
 use pace::{Pace, Refusals};
 
+mod beside;
 mod committing;
 mod failures;
 mod import;
 mod looking;
 mod pace;
 mod renewal;
+mod routing;
 mod steering;
 
 /// What the reconciler listens to.
@@ -73,6 +77,8 @@ pub struct Reconciler {
     /// done for a wish, which may fail for ever.
     reloading: HashMap<ModelName, Running>,
     reloads: HashMap<ModelName, Attempt>,
+    /// Versions beside the active ones.
+    beside: Beside,
     looking: Option<(JoinHandle<Result<Looked, VerifyError>>, LookRequest)>,
     waiting_looks: VecDeque<LookRequest>,
     /// The newest timestamp that the broker showed, and that of the last look that succeeded.
@@ -172,6 +178,7 @@ impl Reconciler {
             attempts: HashMap::new(),
             reloading: HashMap::new(),
             reloads,
+            beside: Beside::default(),
             looking: None,
             waiting_looks: VecDeque::new(),
             heard: None,
@@ -195,6 +202,7 @@ impl Reconciler {
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         timer.reset();
         self.refresh_age();
+        self.recall_routings();
         loop {
             let pause = self.pause();
             tokio::select! {
@@ -241,6 +249,7 @@ impl Reconciler {
                     .filter(|(model, _)| !self.reloading.contains_key(*model)),
             )
             .map(|(_, a)| a.again)
+            .chain(self.beside.next())
             .chain(self.look_at)
             .min();
         next.map_or(Duration::from_secs(3600), |at| {
@@ -254,6 +263,7 @@ impl Reconciler {
                 attempt.again = Instant::now();
             }
         }
+        self.beside.hurry(|error| error.kind == FaultKind::Carrier);
         self.steer();
     }
 }

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::{Kind, Reconciler, Running};
 use crate::fleet::board::chain;
 use crate::fleet::goal::{self, Goal, Target};
-use crate::fleet::job::{JobError, Ready};
+use crate::fleet::job::{JobError, Ready, Role};
 use crate::fleet::pause;
 use crate::fleet::state::{ModelRecord, Pointer};
 
@@ -27,6 +27,7 @@ impl Reconciler {
             }
         }
         self.reload_absent();
+        self.steer_beside();
         // What was due and not taken up has nothing to try at present; it must not keep this task awake.
         let now = Instant::now();
         for (model, attempt) in &mut self.attempts {
@@ -81,6 +82,9 @@ impl Reconciler {
             }
         }
         self.supersede(model, Some(&version));
+        if self.comes_beside(goal, model, &version) {
+            return;
+        }
         if let Some(reason) = record.barred(&version, rollout.as_ref()) {
             let reason = format!("{version} failed on this device: {reason}");
             self.show(model, Some(&version), Phase::Refused, Some(reason));
@@ -121,6 +125,7 @@ impl Reconciler {
             version.clone(),
             wish.clone(),
             delay,
+            Role::Active,
         );
         self.spawn(model, Kind::Wish, version, rollout, job);
     }
@@ -186,9 +191,12 @@ impl Reconciler {
             let job = async move {
                 match offered {
                     Some((goal, wish)) => {
-                        workshop.obtain(goal, name, of, wish, Duration::ZERO).await
+                        let now = Duration::ZERO;
+                        workshop
+                            .obtain(goal, name, of, wish, now, Role::Active)
+                            .await
                     }
-                    None => workshop.load(name, active).await,
+                    None => workshop.load(name, active, Role::Active).await,
                 }
             };
             self.spawn(&model, Kind::Reload, version, rollout, job);
@@ -271,6 +279,7 @@ impl Reconciler {
                 info!(%model, "no group wishes for this model any more; it is retired");
                 self.attempts.remove(&model);
                 self.reloads.remove(&model);
+                self.forget_routing(&model);
                 let (engine, name) = (self.workshop.engine.clone(), model.clone());
                 self.workshop
                     .serving

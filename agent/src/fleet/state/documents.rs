@@ -37,28 +37,19 @@ impl StateDirectory {
         Ok(records)
     }
 
-    fn pointer_file(&self, model: &ModelName) -> Generations {
+    pub(super) fn model_file(&self, model: &ModelName, file: &str) -> Generations {
         // A directory of its own: beside each other, the generation before of `a` would be named like the
         // pointer of a model `a.before`.
-        Generations::new(
-            self.root
-                .join("active")
-                .join(model.as_str())
-                .join("pointer"),
-        )
+        Generations::new(self.root.join("active").join(model.as_str()).join(file))
     }
 
     pub fn record(&self, model: &ModelName) -> Result<ModelRecord, StateError> {
-        Ok(read_document(&self.pointer_file(model))?.unwrap_or_default())
+        Ok(read_document(&self.model_file(model, "pointer"))?.unwrap_or_default())
     }
 
     /// Replaces a model's pointers in one step.
     pub fn write_record(&self, model: &ModelName, record: &ModelRecord) -> Result<(), StateError> {
-        let file = self.pointer_file(model);
-        if let Some(parent) = file.path().parent() {
-            durable::create_directory(parent)?;
-        }
-        write_document(&file, record)
+        write_document(&self.model_file(model, "pointer"), record)
     }
 
     fn desired_file(&self) -> Generations {
@@ -74,7 +65,7 @@ impl StateDirectory {
     }
 }
 
-fn read_document<T: for<'de> Deserialize<'de>>(
+pub(super) fn read_document<T: for<'de> Deserialize<'de>>(
     file: &Generations,
 ) -> Result<Option<T>, StateError> {
     let bytes = match file.read()? {
@@ -98,10 +89,16 @@ fn read_document<T: for<'de> Deserialize<'de>>(
         })
 }
 
-fn write_document<T: Serialize>(file: &Generations, document: &T) -> Result<(), StateError> {
+pub(super) fn write_document<T: Serialize>(
+    file: &Generations,
+    document: &T,
+) -> Result<(), StateError> {
     let bytes = serde_json::to_vec_pretty(document).map_err(|source| StateError::Foreign {
         path: file.path().to_owned(),
         source,
     })?;
+    if let Some(parent) = file.path().parent() {
+        durable::create_directory(parent)?;
+    }
     Ok(file.write(&bytes, Access::Owner)?)
 }

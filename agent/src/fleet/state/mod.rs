@@ -6,6 +6,7 @@
 //! identity/                     `identity`'s: key, certificate, enrolment
 //! versions/{model}/{version}/   installed: verified, complete, never changed
 //! active/{model}/pointer        which version serves and which one did before: replaced atomically
+//! active/{model}/routing        which versions serve beside it, by which names: likewise
 //! desired                       the sequence applied per group
 //! incoming/ chunks/             work in progress: emptied at start; fetched chunks, kept to resume
 //! outbox/                       telemetry that waits
@@ -13,7 +14,8 @@
 //! delegate-caches/              `serving::driver_caches`'s: what drivers compiled
 //! ```
 //! An installation becomes visible by one rename, an activation by one pointer write, so at any instant the
-//! device has the version before or the new one whole. What is active or previous is never removed here.
+//! device has the version before or the new one whole. What is active,
+//! previous or wanted beside is never removed here.
 
 use std::fs::{self, File};
 use std::io;
@@ -24,9 +26,11 @@ use edgeward_models::durable::{self, DurableError};
 use rustix::fs::{Gid, Uid};
 
 pub use record::{Applied, ModelRecord, Pointer, Quarantined};
+pub use routing::RoutingRecord;
 
 mod documents;
 mod record;
+mod routing;
 #[cfg(test)]
 mod tests;
 mod versions;

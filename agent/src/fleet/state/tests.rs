@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use edgeward_models::fleet::routing::Routing;
 use edgeward_models::{Digest, ModelName, Version};
 
 use super::record::MAX_QUARANTINED;
@@ -94,7 +95,7 @@ fn pointers_survive_a_restart_and_a_damaged_one_falls_back_to_the_generation_bef
 }
 
 #[test]
-fn garbage_collection_keeps_active_previous_and_the_newest_others() {
+fn garbage_collection_keeps_active_previous_what_is_wanted_beside_and_the_newest_others() {
     let directory = tempfile::tempdir().expect("tempdir");
     let state = StateDirectory::open(directory.path()).expect("open");
     for major in 1..=6 {
@@ -107,11 +108,15 @@ fn garbage_collection_keeps_active_previous_and_the_newest_others() {
     let record = ModelRecord::default()
         .activated(pointer(1))
         .activated(pointer(3));
-    state.collect_garbage(&model(), &record, 2);
+    let beside = Routing {
+        versions: [Version::new(2, 0, 0)].into(),
+        ..Routing::default()
+    };
+    state.collect_garbage(&model(), &record, &beside, 2);
     let left: Vec<String> = state
         .installed(&model())
         .iter()
         .map(Version::to_string)
         .collect();
-    assert_eq!(left, ["1.0.0", "3.0.0", "5.0.0", "6.0.0"]);
+    assert_eq!(left, ["1.0.0", "2.0.0", "3.0.0", "5.0.0", "6.0.0"]);
 }

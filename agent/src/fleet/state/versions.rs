@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use edgeward_models::durable;
+use edgeward_models::fleet::routing::Routing;
 use edgeward_models::manifest::{MANIFEST_FILE, MAX_MANIFEST_BYTES};
 use edgeward_models::package::{InstalledVersion, PackageError};
 use edgeward_models::{Digest, Manifest, ModelName, Version};
@@ -93,13 +94,18 @@ impl StateDirectory {
             .collect()
     }
 
-    /// Removes versions that nobody needs: all but active, previous and the newest `keep` others.
-    pub fn collect_garbage(&self, model: &ModelName, record: &ModelRecord, keep: usize) {
+    /// Removes versions that nobody needs: all but active, previous, those wanted beside and the newest `keep`
+    /// others.
+    pub fn collect_garbage(
+        &self,
+        model: &ModelName,
+        record: &ModelRecord,
+        routing: &Routing,
+        keep: usize,
+    ) {
         let needed = |version: &Version| {
-            [&record.active, &record.previous]
-                .into_iter()
-                .flatten()
-                .any(|p| p.version == *version)
+            let pointers = [&record.active, &record.previous].into_iter().flatten();
+            routing.wants(version) || pointers.into_iter().any(|p| p.version == *version)
         };
         let mut others: Vec<Version> = self
             .installed(model)

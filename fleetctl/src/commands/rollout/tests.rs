@@ -68,11 +68,7 @@ fn outcomes_are_told_device_by_device_and_a_refusal_outweighs_silence() {
         ),
     ]
     .map(|(id, outcome)| (id.parse().expect("name"), outcome));
-    let text = describe(
-        &"digits".parse().expect("name"),
-        &Version::new(2, 0, 0),
-        &outcomes,
-    );
+    let text = describe("digits 2.0.0", &outcomes);
     assert_eq!(
         text,
         "ct-1   active   digits 2.0.0 on xnnpack (6 of 7 nodes)\n\

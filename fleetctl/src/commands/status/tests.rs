@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::statuses::tests::status;
+use edgeward_models::fleet::routing::{Routing, RoutingStatus, parse_label};
 use edgeward_models::fleet::status::{ActiveVersion, Online, Phase};
 use edgeward_models::name::Version;
 
@@ -44,11 +45,54 @@ fn a_refused_version_shows_beside_the_one_that_serves_on() {
         soak: None,
         phase: Phase::Refused,
         reason: Some("golden vector 0 differs".to_owned()),
+        routing: None,
     }];
     assert_eq!(
         shown(Heard::Status(Box::new(said))),
         "DEVICE  ONLINE  GROUPS     MODEL   ACTIVE  PHASE          DELEGATE  AGE    NOTE\n\
          ct-1    yes     radiology  digits  1.0.0   refused 2.0.0  xnnpack   1 min  golden vector 0 differs\n"
+    );
+}
+
+#[test]
+fn versions_beside_the_active_one_have_lines_of_their_own_and_an_override_is_said_aloud() {
+    let device = "ct-1".parse().expect("name");
+    let mut said = status(&device, "b", 1);
+    let routing = Routing {
+        labels: [parse_label("canary=2.0.0").expect("label")].into(),
+        ..Routing::default()
+    };
+    said.models = vec![ModelStatus {
+        model: "digits".parse().expect("name"),
+        active: None,
+        previous: None,
+        target: None,
+        rollout: None,
+        soak: None,
+        phase: Phase::Active,
+        reason: None,
+        routing: Some(RoutingStatus {
+            routing,
+            overridden: true,
+            versions: vec![BesideStatus {
+                version: Version::new(2, 0, 0),
+                served: None,
+                phase: Phase::Refused,
+                reason: Some("golden vector 0 differs".to_owned()),
+            }],
+        }),
+    }];
+    let text = shown(Heard::Status(Box::new(said)));
+    assert!(
+        text.contains("OVERRIDE on the device: labels canary=2.0.0"),
+        "{text}"
+    );
+    let line = text
+        .lines()
+        .find(|line| line.contains("beside 2.0.0 refused"));
+    assert!(
+        line.is_some_and(|line| line.ends_with("golden vector 0 differs")),
+        "{text}"
     );
 }
 
