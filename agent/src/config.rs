@@ -46,6 +46,7 @@ pub struct Config {
     pub fleet: Option<Fleet>,
     pub trust: Trust,
     pub telemetry: Telemetry,
+    pub audit: Audit,
     pub log: Log,
 }
 
@@ -65,6 +66,7 @@ impl Default for Config {
             fleet: None,
             trust: Trust::default(),
             telemetry: Telemetry::default(),
+            audit: Audit::default(),
             log: Log::default(),
         }
     }
@@ -370,6 +372,35 @@ pub enum TelemetryLevel {
     Health,
     /// Resources and per-version counts and latencies.
     Metrics,
+}
+
+/// What the audit log says of requests. Security events are always in it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    pub inference: InferenceRecords,
+    /// Inference records that are kept, in bytes; the oldest go first.
+    pub inference_bytes: u64,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self {
+            inference: InferenceRecords::PerCallerMinute,
+            inference_bytes: 64 << 20,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InferenceRecords {
+    /// One for each request.
+    Every,
+    /// Counts for each caller, model and version, each minute in which there were any.
+    PerCallerMinute,
+    /// None.
+    Off,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]

@@ -34,6 +34,8 @@ enum Command {
     Audit(commands::audit::Args),
     /// Say what the running agent serves and how it is.
     Status(commands::status::Args),
+    /// Say what each caller used in a month.
+    Usage(commands::usage::Args),
     /// Make a bearer token for the TLS door.
     Token(commands::token::Args),
     /// The process that runs one model (started by the agent only).
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Command::Import(args) => args.run(&cli.config),
         Command::Audit(args) => args.run(&cli.config),
         Command::Status(args) => args.run(&cli.config),
+        Command::Usage(args) => args.run(&cli.config),
         Command::Token(args) => args.run(&cli.config),
         Command::Worker(args) => args.run(&cli.config),
     };

@@ -16,6 +16,7 @@ use super::auth::Gate;
 use super::connection::{self, Closing, ReadAhead, Shared};
 use super::peers::Peers;
 use super::tls::{Tls, certificate_name};
+use crate::watch::inference::Who;
 
 /// Runs the Unix socket until the doors close.
 pub async fn unix(
@@ -40,8 +41,9 @@ pub async fn unix(
                     (Gate::Closed(why), None)
                 }
             };
+            let who = uid.map_or_else(Who::anyone, Who::uid);
             let span = tracing::info_span!("connection", door = "unix", uid);
-            connection::serve(stream, gate, ReadAhead::LOCAL, shared, closing)
+            connection::serve(stream, who, gate, ReadAhead::LOCAL, shared, closing)
                 .instrument(span)
                 .await;
         });
@@ -92,7 +94,8 @@ pub async fn tls(
             let gate = tls.gate(certificate);
             let name = certificate.map(certificate_name);
             let span = tracing::info_span!("connection", door = "tls", %peer, certificate = name);
-            connection::serve(stream, gate, ReadAhead::NETWORK, shared, closing)
+            let who = name.map_or_else(Who::anyone, Who::certificate);
+            connection::serve(stream, who, gate, ReadAhead::NETWORK, shared, closing)
                 .instrument(span)
                 .await;
         });

@@ -37,11 +37,14 @@ use super::sparing::Sparing;
 use super::{body, coding, grpc, tfs};
 use crate::config::Config;
 use crate::serving::Engine;
+use crate::watch::inference::{Caller, Inference, Recorder, Who};
+use crate::watch::page::{Form, Page};
 
 /// What every connection of a door shares.
 pub struct Shared {
     pub config: Arc<Config>,
     pub engine: Engine,
+    pub recorder: Recorder,
     /// For the bodies of all doors.
     pub bodies: body::Room,
     pub awake: Option<Arc<Awake>>,
@@ -77,6 +80,7 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 
 struct Connection {
     shared: Arc<Shared>,
+    who: Who,
     gate: Gate,
     pulse: Arc<Pulse>,
     closing: watch::Receiver<Closing>,
@@ -85,6 +89,7 @@ struct Connection {
 /// Answers requests until either side has had enough.
 pub async fn serve<S>(
     mut stream: S,
+    who: Who,
     gate: Gate,
     read_ahead: ReadAhead,
     shared: Arc<Shared>,
@@ -105,6 +110,7 @@ pub async fn serve<S>(
     let pulse = Pulse::new();
     let connection = Arc::new(Connection {
         shared: Arc::clone(&shared),
+        who,
         gate,
         pulse: Arc::clone(&pulse),
         closing: closing.clone(),
@@ -251,11 +257,14 @@ impl Connection {
         let span = tracing::debug_span!("request", path = parts.uri.path(), token);
         if grpc {
             let (shared, closing) = (Arc::clone(&self.shared), self.closing.clone());
-            return grpc::answer(shared, closing, &parts, incoming, arrival, answering)
-                .instrument(span)
-                .await;
+            let caller = self.caller(token);
+            return grpc::answer(
+                shared, caller, closing, &parts, incoming, arrival, answering,
+            )
+            .instrument(span)
+            .await;
         }
-        let answer = self.answer(&parts, &mut incoming, arrival);
+        let answer = self.answer(&parts, &mut incoming, arrival, token);
         let result = answer.instrument(span.clone()).await;
         match result {
             Ok(response) => {
@@ -276,11 +285,23 @@ impl Connection {
         }
     }
 
+    /// Who asks: the token, if that opened the gate.
+    fn caller(&self, token: Option<&str>) -> Arc<Caller> {
+        let Who { kind, name } = &self.who;
+        let (kind, name) = token.map_or((*kind, name.as_str()), |token| ("token", token));
+        self.shared.recorder.caller(kind, name)
+    }
+
+    fn begin(&self, token: Option<&str>) -> Inference {
+        self.shared.recorder.begin(self.caller(token))
+    }
+
     async fn answer(
         &self,
         parts: &Parts,
         incoming: &mut Incoming,
         arrival: Instant,
+        token: Option<&str>,
     ) -> Result<Response<Full<Bytes>>, ApiError> {
         let engine = &self.shared.engine;
         let resolve = |target: super::route::Target<'_>| {
@@ -294,10 +315,24 @@ impl Connection {
                     awake.note(arrival);
                 }
                 let resolve = || resolve(target);
-                infer::infer(resolve, &self.shared, arrival, &parts.headers, incoming).await
+                let (shared, headers) = (&self.shared, &parts.headers);
+                let mut inference = self.begin(token);
+                let answered =
+                    infer::infer(resolve, shared, arrival, headers, incoming, &mut inference).await;
+                inference.ended(ApiError::outcome_of(&answered));
+                answered
             }
             Route::Tensorflow(asked) => {
-                tfs::respond(&self.shared, asked, arrival, &parts.headers, incoming).await
+                let begin = || self.begin(token);
+                tfs::respond(
+                    &self.shared,
+                    asked,
+                    arrival,
+                    &parts.headers,
+                    incoming,
+                    begin,
+                )
+                .await
             }
             Route::Server => metadata::server(),
             Route::Live => metadata::live(),
@@ -306,11 +341,15 @@ impl Connection {
             Route::Model(target) => metadata::model(engine, &resolve(target)?),
             Route::ModelReady(target) => metadata::model_ready(engine, &resolve(target)?),
             Route::Metrics => {
-                let mut response = Response::new(Full::new(Bytes::from(engine.metrics_text())));
-                response.headers_mut().insert(
-                    header::CONTENT_TYPE,
-                    HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
-                );
+                let form = Form::Prometheus;
+                let mut page = Page::new(form);
+                engine.write_metrics(&mut page);
+                self.shared.recorder.write_metrics(&mut page);
+                let mut response = Response::new(Full::new(Bytes::from(page.finish())));
+                let content_type = HeaderValue::from_static(form.content_type());
+                response
+                    .headers_mut()
+                    .insert(header::CONTENT_TYPE, content_type);
                 Ok(response)
             }
         }

@@ -26,7 +26,7 @@ use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 
 use super::json::JsonError;
-use crate::serving::ServeError;
+use crate::serving::{Outcome, ServeError};
 
 /// An answer that is not the one asked for.
 #[derive(Debug)]
@@ -39,6 +39,8 @@ pub struct ApiError {
     pub close: bool,
     /// The caller has gone and reads no answer.
     pub gone: bool,
+    /// What `serving` says that it was.
+    outcome: Option<Outcome>,
 }
 
 impl ApiError {
@@ -49,6 +51,7 @@ impl ApiError {
             header: None,
             close: false,
             gone: false,
+            outcome: None,
         }
     }
 
@@ -98,6 +101,26 @@ impl ApiError {
         self
     }
 
+    pub fn outcome_of<T>(answered: &Result<T, Self>) -> Outcome {
+        match answered {
+            Ok(_) => Outcome::Succeeded,
+            Err(error) => error.outcome(),
+        }
+    }
+
+    /// What this is for statistics and the audit log.
+    fn outcome(&self) -> Outcome {
+        match (self.outcome, self.status) {
+            _ if self.gone => Outcome::Cancelled,
+            (Some(outcome), _) => outcome,
+            (None, StatusCode::TOO_MANY_REQUESTS) => Outcome::Overloaded,
+            (None, StatusCode::SERVICE_UNAVAILABLE) => Outcome::NotReady,
+            (None, StatusCode::GATEWAY_TIMEOUT) => Outcome::Deadline,
+            (None, status) if status.is_server_error() => Outcome::Failed,
+            (None, _) => Outcome::Invalid,
+        }
+    }
+
     pub fn into_response(self) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::new(Bytes::from(body(&self.text))));
         *response.status_mut() = self.status;
@@ -130,7 +153,8 @@ impl From<JsonError> for ApiError {
 impl From<ServeError> for ApiError {
     fn from(error: ServeError) -> Self {
         let text = error.to_string();
-        match error {
+        let outcome = Some(Outcome::of(&error));
+        let answer = match error {
             ServeError::UnknownModel(_)
             | ServeError::UnknownVersion { .. }
             | ServeError::UnknownLabel { .. } => Self::not_found(text),
@@ -159,7 +183,8 @@ impl From<ServeError> for ApiError {
             }
             ServeError::Poison { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, text),
             ServeError::Failed { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, text),
-        }
+        };
+        Self { outcome, ..answer }
     }
 }
 

@@ -54,6 +54,7 @@ use self::unix::SocketFile;
 use crate::config::Config;
 use crate::fleet::state::TRUST_DIRECTORY;
 use crate::serving::Engine;
+use crate::watch::inference::Recorder;
 
 /// Bound listeners that do not accept yet.
 pub struct Doors {
@@ -110,7 +111,7 @@ impl Doors {
     }
 
     /// Starts to accept.
-    pub fn open(self, config: Arc<Config>, engine: Engine) -> OpenDoors {
+    pub fn open(self, config: Arc<Config>, engine: Engine, recorder: Recorder) -> OpenDoors {
         let (closing, watch) = watch::channel(Closing::Open);
         let mut loops = JoinSet::new();
         let mut places = Vec::new();
@@ -124,6 +125,7 @@ impl Doors {
             Arc::new(Shared {
                 config: Arc::clone(&config),
                 engine: engine.clone(),
+                recorder: recorder.clone(),
                 bodies: bodies.clone(),
                 awake: awake.clone(),
                 places: door,

@@ -8,13 +8,15 @@ use anyhow::Context;
 use clap::Subcommand;
 
 use crate::config::Config;
-use crate::watch::audit::Entry;
-use crate::watch::audit::verify::{Expected, Report, verify};
+use crate::watch::audit::verify::{Expected, Report, read, verify};
+use crate::watch::audit::{Entry, Which};
 
 const HELP: &str = "\
+There are two logs: \"security\" (what happened to trust and versions) and \"inferences\" (who asked which model; \
+[audit] inference says how closely). \
 Every entry holds the digest of the one before it, so a change, a gap or another order is found and located. \
 That the newest entries were cut off is seen only by somebody who knows how long the log was: `fleetctl device \
-show` says it of each device, for --expect. Exit status: 0 in order, 1 something is not, 2 could not be read.";
+show` says it of each device, for --expect. The length of the other log stands in the security log. Exit status: 0 in order, 1 something is not, 2 could not be read.";
 
 /// Arguments of `edgeward audit`.
 #[derive(Debug, clap::Args)]
@@ -26,9 +28,9 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Check every entry of the log and say where something is wrong.
+    /// Check every entry of the logs and say where something is wrong.
     Verify {
-        /// An entry that must be there: its number and its digest, as a status said them.
+        /// An entry of the security log that must be there: its number and its digest, as a status said them.
         #[arg(long, value_name = "NUMBER:SHA256", value_parser = parse_expected)]
         expect: Option<Expected>,
         /// Print the findings as JSON.
@@ -43,9 +45,16 @@ enum Verb {
         /// Only those of this event, such as version-activated.
         #[arg(long)]
         event: Option<String>,
+        /// Which log.
+        #[arg(long, value_enum, default_value = "security")]
+        log: Which,
     },
-    /// Print the whole log as it was written (JSON lines).
-    Export,
+    /// Print a whole log as it was written (JSON lines).
+    Export {
+        /// Which log.
+        #[arg(long, value_enum, default_value = "security")]
+        log: Which,
+    },
 }
 
 impl Args {
@@ -55,12 +64,12 @@ impl Args {
         let mut output = io::BufWriter::new(io::stdout().lock());
         let code = match self.verb {
             Verb::Verify { expect, json } => check(&directory, expect, json, &mut output)?,
-            Verb::Show { last, event } => {
-                show(&directory, last, event.as_deref(), &mut output)?;
+            Verb::Show { last, event, log } => {
+                show(&directory, log, last, event.as_deref(), &mut output)?;
                 ExitCode::SUCCESS
             }
-            Verb::Export => {
-                verify(&directory, None, |_, line| {
+            Verb::Export { log } => {
+                read(&directory, log.book(), |_, line| {
                     output.write_all(line)?;
                     output.write_all(b"\n")
                 })?;
@@ -78,19 +87,22 @@ fn check(
     json: bool,
     output: &mut impl Write,
 ) -> anyhow::Result<ExitCode> {
-    let look = || verify(directory, expect, |_, _| Ok(()));
-    let mut report = look()?;
-    if !report.findings.is_empty() {
+    let look = || verify(directory, expect);
+    let in_order = |reports: &[Report]| reports.iter().all(|report| report.findings.is_empty());
+    let mut reports = look()?;
+    if !in_order(&reports) {
         // A running agent may have begun another file in the midst of it.
-        report = look()?;
+        reports = look()?;
     }
     if json {
-        serde_json::to_writer_pretty(&mut *output, &report)?;
+        serde_json::to_writer_pretty(&mut *output, &reports)?;
         writeln!(output)?;
     } else {
-        output.write_all(text(&report).as_bytes())?;
+        for report in &reports {
+            output.write_all(text(report).as_bytes())?;
+        }
     }
-    Ok(match report.findings.is_empty() {
+    Ok(match in_order(&reports) {
         true => ExitCode::SUCCESS,
         false => ExitCode::from(1),
     })
@@ -113,30 +125,29 @@ fn text(report: &Report) -> String {
                 .to_owned(),
         );
     }
-    let head = report
-        .head
-        .map_or("none".to_owned(), |head| head.to_string());
-    lines.push(format!(
-        "{}: entries {} to {} in {} files, head {head}",
-        match report.findings.is_empty() {
-            true => "in order",
-            false => "NOT in order",
-        },
-        report.first,
-        report.last,
-        report.segments
-    ));
+    let order = match report.findings.is_empty() {
+        true => "in order",
+        false => "NOT in order",
+    };
+    lines.push(match report.head {
+        None => format!("{}: {order}: no entries", report.log),
+        Some(head) => format!(
+            "{}: {order}: entries {} to {} in {} files, head {head}",
+            report.log, report.first, report.last, report.segments
+        ),
+    });
     lines.join("\n") + "\n"
 }
 
 fn show(
     directory: &Path,
+    log: Which,
     last: usize,
     event: Option<&str>,
     output: &mut impl Write,
 ) -> anyhow::Result<()> {
     let mut newest = std::collections::VecDeque::new();
-    let report = verify(directory, None, |entry: &Entry, _| {
+    let report = read(directory, log.book(), |entry: &Entry, _| {
         if event.is_none_or(|event| entry.event == event) {
             newest.push_back(format!(
                 "{}  {}  {}  {}",

@@ -7,4 +7,5 @@ pub mod import;
 pub mod serve;
 pub mod status;
 pub mod token;
+pub mod usage;
 pub mod worker;

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::serving::Engine;
 use crate::shutdown::Signals;
 use crate::watch::audit::Audit;
+use crate::watch::inference::Recorder;
 use crate::worker::{Spawner, turns};
 use crate::{VERSION, fleet, logging, watchdog};
 
@@ -63,6 +64,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let audit = Audit::open(&config.state_directory).context("the audit log cannot be used")?;
     // Bound early: a wrong address or key shows before anything is loaded, and callers queue meanwhile.
     let doors = Doors::bind(&config).await?;
+    let recorder = Recorder::start(&config, audit.clone())?;
     let started = tokio::select! {
         started = fleet::start(config.clone(), engine.clone(), audit) => started?,
         never = ask_for_patience() => match never {},
@@ -72,7 +74,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    let doors = doors.open(config.clone(), engine.clone());
+    let doors = doors.open(config.clone(), engine.clone(), recorder.clone());
     tell_systemd(NotifyState::Ready);
     info!(models = engine.models().len(), "serving");
 
@@ -85,6 +87,8 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
         doors.close().await;
         started.stop().await;
         engine.shutdown().await;
+        // What the last requests were is written by a thread that waits for the disk.
+        let _ = tokio::task::spawn_blocking(move || recorder.close()).await;
     };
     tokio::select! {
         () = stopping => info!("stopped"),

@@ -134,6 +134,13 @@ impl Config {
             64 << 10,
             1 << 30,
         );
+        let audit = table.at(&["audit"]);
+        audit.within(
+            "inference_bytes",
+            self.audit.inference_bytes,
+            2 << 20,
+            1 << 40,
+        );
         let filter = tracing_subscriber::EnvFilter::builder().parse(&self.log.filter);
         if let Err(error) = filter {
             let text = format!("{:?} is not a log filter: {error}", self.log.filter);

@@ -26,6 +26,7 @@ use super::stats::Outcome;
 use super::supervise::Skipped;
 use super::versions::{Versions, shortened};
 use crate::config::Config;
+use crate::watch::page::Page;
 use crate::worker::cpu::usable_cores;
 use crate::worker::{Spawner, turns};
 
@@ -224,9 +225,9 @@ impl Engine {
         self.shared.versions().iter().map(count).sum()
     }
 
-    /// Metrics of all served versions in the Prometheus text format.
-    pub fn metrics_text(&self) -> String {
-        metrics::text(&self.shared.versions())
+    /// Metrics of all served versions.
+    pub fn write_metrics(&self, page: &mut Page) {
+        metrics::write(page, &self.shared.versions());
     }
 
     /// Refuse new requests, let those in flight finish within `limits.drain_timeout`, end all workers.

@@ -1,151 +1,143 @@
-//! The engine's part of the metrics page, in the Prometheus text format (version 0.0.4).
+//! The engine's part of the metrics page.
 //!
-//! Written from counters that exist anyway, when somebody asks: no request pays for it. Label values are
-//! names and versions, which hold no character that needs escaping.
+//! Written from counters that exist anyway, when somebody asks: no request pays for it.
 
-use std::fmt::Write;
 use std::sync::Arc;
 
 use super::loaded::Loaded;
 use super::stats::{Outcome, Shown};
+use crate::watch::page::Page;
 
 /// All metrics of the loaded versions.
-pub(super) fn text(versions: &[Arc<Loaded>]) -> String {
-    let mut page = Page::default();
+pub(super) fn write(page: &mut Page, versions: &[Arc<Loaded>]) {
+    let named: Vec<Named<'_>> = versions.iter().map(|loaded| Named::of(loaded)).collect();
     page.counter(
-        "edgeward_requests_total",
+        "edgeward_requests",
         "Requests by outcome, since the version was loaded.",
     );
-    for loaded in versions {
+    for version in &named {
         for (outcome, word) in Outcome::ALL {
-            let count = loaded.stats.count(outcome);
-            page.line(
-                "edgeward_requests_total",
-                loaded,
-                &[("outcome", word)],
-                count,
-            );
+            let count = version.loaded.stats.count(outcome);
+            page.total("edgeward_requests", &version.with("outcome", word), count);
         }
     }
-    page.histogram(
+    histogram(
+        page,
         "edgeward_queue_seconds",
         "Waiting for a slot and an interpreter, answered requests.",
-        versions,
+        &named,
         |loaded| loaded.stats.queue.shown(),
     );
-    page.histogram(
+    histogram(
+        page,
         "edgeward_invoke_seconds",
         "Running the model, answered requests.",
-        versions,
+        &named,
         |loaded| loaded.stats.invoke.shown(),
     );
-    page.histogram(
+    histogram(
+        page,
         "edgeward_request_seconds",
         "From admission to the answer, answered requests.",
-        versions,
+        &named,
         |loaded| loaded.stats.total.shown(),
     );
-    let joining = |loaded: &&Arc<Loaded>| loaded.worker().is_ok_and(|worker| worker.joins());
-    page.histogram(
+    let joining = |version: &&Named<'_>| version.loaded.worker().is_ok_and(|worker| worker.joins());
+    histogram(
+        page,
         "edgeward_batch_size",
         "Rows of each invoke, where requests are joined.",
-        versions.iter().filter(joining),
+        named.iter().filter(joining),
         |loaded| loaded.stats.batches.shown(),
     );
     page.gauge("edgeward_model_ready", "1 while the model answers.");
-    for loaded in versions {
-        page.line(
-            "edgeward_model_ready",
-            loaded,
-            &[],
-            u64::from(loaded.ready()),
+    for version in &named {
+        let ready = u64::from(version.loaded.ready());
+        page.value("edgeward_model_ready", &version.labels(), ready);
+    }
+    page.counter("edgeward_worker_crashes", "Deaths of the worker.");
+    for version in &named {
+        let crashes = version.loaded.stats.crashes();
+        page.total("edgeward_worker_crashes", &version.labels(), crashes);
+    }
+    let workers = || {
+        named
+            .iter()
+            .filter_map(|v| Some((v, v.loaded.worker().ok()?)))
+    };
+    page.gauge("edgeward_worker_resident_bytes", "Memory of the worker.");
+    for (version, worker) in workers() {
+        let resident = worker.resident_bytes();
+        page.value(
+            "edgeward_worker_resident_bytes",
+            &version.labels(),
+            resident,
         );
     }
-    page.counter("edgeward_worker_crashes_total", "Deaths of the worker.");
-    for loaded in versions {
-        let crashes = loaded.stats.crashes();
-        page.line("edgeward_worker_crashes_total", loaded, &[], crashes);
-    }
-    let workers = || versions.iter().filter_map(|l| Some((l, l.worker().ok()?)));
-    page.gauge("edgeward_worker_resident_bytes", "Memory of the worker.");
-    for (loaded, worker) in workers() {
-        let resident = worker.resident_bytes();
-        page.line("edgeward_worker_resident_bytes", loaded, &[], resident);
-    }
     page.gauge("edgeward_worker_requests", "Requests that hold a slot now.");
-    for (loaded, worker) in workers() {
-        let requests = worker.in_flight() as u64;
-        page.line("edgeward_worker_requests", loaded, &[], requests);
+    for (version, worker) in workers() {
+        let requests = worker.in_flight();
+        page.value("edgeward_worker_requests", &version.labels(), requests);
     }
     page.gauge(
         "edgeward_graph_nodes",
         "Nodes of the graph: taken by the delegate, and all.",
     );
-    for loaded in versions {
-        let active = loaded.active();
-        let delegate = ("delegate", active.delegate.as_str());
-        let taken = u64::from(active.delegated_nodes);
-        let all = u64::from(active.total_nodes);
-        let name = "edgeward_graph_nodes";
-        page.line(name, loaded, &[delegate, ("nodes", "delegated")], taken);
-        page.line(name, loaded, &[delegate, ("nodes", "all")], all);
+    for version in &named {
+        let active = version.loaded.active();
+        for (nodes, count) in [
+            ("delegated", active.delegated_nodes),
+            ("all", active.total_nodes),
+        ] {
+            let [model, number] = version.labels();
+            let delegate = ("delegate", active.delegate.as_str());
+            let labels = [model, number, delegate, ("nodes", nodes)];
+            page.value("edgeward_graph_nodes", &labels, count);
+        }
     }
-    page.text
 }
 
-#[derive(Default)]
-struct Page {
-    text: String,
+/// A version and what it is called.
+struct Named<'a> {
+    loaded: &'a Loaded,
+    version: String,
 }
 
-// Writing to a String cannot fail, so the results of `writeln!` are dropped here.
-impl Page {
-    fn counter(&mut self, name: &str, help: &str) {
-        self.head(name, help, "counter");
-    }
-
-    fn gauge(&mut self, name: &str, help: &str) {
-        self.head(name, help, "gauge");
-    }
-
-    fn head(&mut self, name: &str, help: &str, kind: &str) {
-        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
-
-    fn line(&mut self, name: &str, loaded: &Loaded, labels: &[(&str, &str)], value: u64) {
-        self.labels(name, loaded, labels);
-        let _ = writeln!(self.text, " {value}");
-    }
-
-    fn labels(&mut self, name: &str, loaded: &Loaded, labels: &[(&str, &str)]) {
-        let manifest = loaded.manifest();
-        let (model, version) = (&manifest.model, &manifest.version);
-        let _ = write!(self.text, "{name}{{model=\"{model}\",version=\"{version}\"");
-        for (label, value) in labels {
-            let _ = write!(self.text, ",{label}=\"{value}\"");
+impl<'a> Named<'a> {
+    fn of(loaded: &'a Loaded) -> Self {
+        Self {
+            loaded,
+            version: loaded.manifest().version.to_string(),
         }
-        self.text.push('}');
     }
 
-    fn histogram<'a>(
-        &mut self,
-        name: &str,
-        help: &str,
-        versions: impl IntoIterator<Item = &'a Arc<Loaded>>,
-        shown: impl Fn(&Loaded) -> Shown,
-    ) {
-        self.head(name, help, "histogram");
-        for loaded in versions {
-            let shown = shown(loaded);
-            let total = shown.cumulative.last().copied().unwrap_or(0);
-            for (bound, count) in shown.bounds.iter().zip(&shown.cumulative) {
-                let bound = bound.to_string();
-                self.line(&format!("{name}_bucket"), loaded, &[("le", &bound)], *count);
-            }
-            self.line(&format!("{name}_bucket"), loaded, &[("le", "+Inf")], total);
-            self.labels(&format!("{name}_sum"), loaded, &[]);
-            let _ = writeln!(self.text, " {}", shown.sum);
-            self.line(&format!("{name}_count"), loaded, &[], total);
-        }
+    fn labels(&self) -> [(&str, &str); 2] {
+        let model = self.loaded.manifest().model.as_str();
+        [("model", model), ("version", &self.version)]
+    }
+
+    fn with<'b>(&'b self, label: &'b str, value: &'b str) -> [(&'b str, &'b str); 3] {
+        let [model, version] = self.labels();
+        [model, version, (label, value)]
+    }
+}
+
+fn histogram<'a>(
+    page: &mut Page,
+    name: &str,
+    help: &str,
+    versions: impl IntoIterator<Item = &'a Named<'a>>,
+    shown: impl Fn(&Loaded) -> Shown,
+) {
+    page.histogram(name, help);
+    for version in versions {
+        let Shown {
+            bounds,
+            cumulative,
+            sum,
+        } = shown(version.loaded);
+        let total = cumulative.last().copied().unwrap_or(0);
+        let bounds = bounds.into_iter().zip(cumulative);
+        page.buckets(name, &version.labels(), bounds, total, sum);
     }
 }

@@ -36,6 +36,6 @@ pub use engine::{Engine, EngineEvent, Prepared, ServedModel};
 pub use error::{LoadFailure, ServeError};
 pub use sequences::{Sequence, SequenceId};
 pub use served::{Request, Served};
-pub use stats::Statistics;
+pub use stats::{Outcome, Statistics};
 
 pub use crate::worker::Answer;

@@ -17,7 +17,7 @@ use super::error::ServeError;
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub enum Outcome {
     Succeeded,
     /// The caller's mistake: a wrong tensor, too many bytes, an input known to crash.
     Invalid,
@@ -32,7 +32,8 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    pub(super) const ALL: [(Self, &'static str); 7] = [
+    /// In the order of their numbers.
+    pub const ALL: [(Self, &'static str); 7] = [
         (Self::Succeeded, "succeeded"),
         (Self::Invalid, "invalid"),
         (Self::Overloaded, "overloaded"),
@@ -42,7 +43,12 @@ impl Outcome {
         (Self::Cancelled, "cancelled"),
     ];
 
-    pub(super) fn of(error: &ServeError) -> Self {
+    /// One word for logs and metrics.
+    pub fn word(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+
+    pub fn of(error: &ServeError) -> Self {
         match error {
             ServeError::UnknownModel(_)
             | ServeError::UnknownVersion { .. }

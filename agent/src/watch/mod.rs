@@ -1,4 +1,7 @@
-//! What the agent observes of itself: the audit log, device resources.
+//! What the agent observes of itself: the audit log, who asked for what, metrics, device resources.
 
 pub mod audit;
+pub mod inference;
+pub mod page;
 pub mod resources;
+pub mod usage;

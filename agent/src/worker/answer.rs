@@ -111,6 +111,15 @@ impl Answer {
         self.invoke_time
     }
 
+    /// This request's share of the invoke, by rows.
+    pub fn share_of_invoke(&self) -> Duration {
+        let rows = self.shape(0).first().copied().unwrap_or(1);
+        match (self.batch.size, u32::try_from(rows)) {
+            (0, _) | (_, Err(_)) => self.invoke_time,
+            (size, Ok(rows)) => self.invoke_time * rows.min(size) / size,
+        }
+    }
+
     pub fn batch(&self) -> Batch {
         self.batch
     }

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use edgeward_agent::api::{Doors, OpenDoors};
 use edgeward_agent::config::Config;
 use edgeward_agent::serving::Engine;
+use edgeward_agent::watch::audit::Audit;
+use edgeward_agent::watch::inference::Recorder;
+use edgeward_agent::watch::page::{Form, Page};
 use edgeward_agent::worker::Spawner;
 use edgeward_models::Digest;
 use edgeward_models::package::InstalledVersion;
@@ -22,6 +25,7 @@ pub struct Device {
     pub config: Arc<Config>,
     pub engine: Engine,
     pub tls: Option<std::net::SocketAddr>,
+    pub recorder: Recorder,
     doors: Option<OpenDoors>,
 }
 
@@ -66,14 +70,24 @@ impl Device {
         let engine = Engine::new(Arc::clone(&config), spawner);
         let doors = Doors::bind(&config).await.expect("doors");
         let tls = doors.tls_address();
-        let doors = doors.open(Arc::clone(&config), engine.clone());
+        let audit = Audit::open(&config.state_directory).expect("audit log");
+        let recorder = Recorder::start(&config, audit).expect("recorder");
+        let doors = doors.open(Arc::clone(&config), engine.clone(), recorder.clone());
         Self {
             directory,
             config,
             engine,
             tls,
+            recorder,
             doors: Some(doors),
         }
+    }
+
+    /// The engine's metrics.
+    pub fn metrics(&self) -> String {
+        let mut page = Page::new(Form::Prometheus);
+        self.engine.write_metrics(&mut page);
+        page.finish()
     }
 
     /// Open doors and a served sample.

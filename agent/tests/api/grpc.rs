@@ -13,10 +13,12 @@ use h2::client::SendRequest;
 use hyper::header::HeaderMap;
 use hyper::{Request, Response};
 use prost::Message;
+use serde_json::json;
 use tokio::net::UnixStream;
 
 use crate::client::PATIENCE;
 use crate::device::{Device, floats, golden};
+use crate::records;
 
 const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
@@ -221,6 +223,29 @@ async fn fields_that_nobody_knows_and_numbers_one_by_one_are_understood() {
     let typed = channel.ask(INFER, &[], framed(&typed)).await;
     assert_eq!(raw.answered().outputs[0].shape, [1, 10]);
     assert_eq!(raw.messages, typed.messages);
+    device.close().await;
+}
+
+#[tokio::test]
+async fn a_call_is_recorded_as_any_request_is() {
+    let device = Device::serving_changed("digits-1.0.0", records::every, |_| {}).await;
+    let channel = Channel::unix(&device).await;
+    let mut asked = question();
+    asked.id = "call-1".to_owned();
+    channel.ask(INFER, &[], framed(&asked)).await.answered();
+    asked.inputs[0].shape = vec![3];
+    let refused = channel.ask(INFER, &[], framed(&asked)).await;
+    assert_eq!(refused.status(), INVALID_ARGUMENT);
+    channel.ask(LIVE, &[], framed(&())).await;
+    let found = records::recorded(&device);
+    let outcomes: Vec<_> = found.iter().map(|r| (&r["outcome"], &r["id"])).collect();
+    assert_eq!(
+        outcomes,
+        [
+            (&json!("succeeded"), &json!("call-1")),
+            (&json!("invalid"), &json!(null))
+        ]
+    );
     device.close().await;
 }
 

@@ -75,7 +75,7 @@ async fn until(mut done: impl FnMut() -> bool) {
 }
 
 fn in_worker(device: &Device) -> usize {
-    let metrics = device.engine.metrics_text();
+    let metrics = device.metrics();
     let line = metrics
         .lines()
         .find(|l| l.starts_with("edgeward_worker_requests{"));
@@ -154,7 +154,7 @@ async fn a_caller_that_has_gone_gives_its_slot_back() {
     drop(leaving);
     // The agent has noticed: the request counts as left by its caller.
     until(|| {
-        let metrics = device.engine.metrics_text();
+        let metrics = device.metrics();
         metrics.lines().any(|l| {
             l.starts_with("edgeward_requests_total{")
                 && l.contains("cancelled")

@@ -19,7 +19,7 @@ use tokio_rustls::client::TlsStream;
 use crate::client::Client;
 use crate::device::{Device, INFER, assert_close, floats, golden, read_floats};
 
-const SECRET: &str = "correct horse battery staple";
+pub const SECRET: &str = "correct horse battery staple";
 
 /// An authority and what it signs, as PEM.
 struct Authority {
@@ -96,7 +96,7 @@ impl Site {
     }
 }
 
-fn token() -> Token {
+pub fn token() -> Token {
     Token {
         name: "pacs".to_owned(),
         sha256: hex::encode(Sha256::digest(SECRET)),
@@ -138,7 +138,7 @@ async fn ask(
     Ok(reply.status)
 }
 
-async fn connect(
+pub async fn connect(
     device: &Device,
     site: &Site,
     certificate: Option<&(String, String)>,

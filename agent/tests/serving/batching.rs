@@ -45,7 +45,7 @@ async fn joined_requests_get_their_own_answers_and_the_sizes_are_counted() {
     let statistics = served.statistics();
     assert_eq!(statistics.succeeded, 121);
     assert!(statistics.invokes < 121, "{statistics:?}");
-    let text = device.engine.metrics_text();
+    let text = device.metrics();
     let labels = "{model=\"digits\",version=\"1.0.0\"}";
     assert!(
         text.contains(&format!("edgeward_batch_size_sum{labels} 121\n")),
@@ -95,6 +95,6 @@ async fn a_model_whose_rows_are_not_its_own_or_that_keeps_state_is_served_one_by
         assert_eq!(answer.expect("answer"), question);
     }
     assert!(device.engine.models().iter().all(|model| model.ready));
-    let text = device.engine.metrics_text();
+    let text = device.metrics();
     assert!(!text.contains("edgeward_batch_size_count{"), "{text}");
 }

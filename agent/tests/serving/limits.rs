@@ -168,7 +168,7 @@ async fn a_caller_who_left_is_counted_as_such_and_gives_its_slot_back() {
     assert!(slow.await.is_err());
     let (input, _) = golden("digits-1.0.0");
     ask(&device.engine, "digits", &input).await.expect("answer");
-    let text = device.engine.metrics_text();
+    let text = device.metrics();
     for line in [
         "edgeward_requests_total{model=\"digits\",version=\"1.0.0\",outcome=\"cancelled\"} 1",
         "edgeward_requests_total{model=\"digits\",version=\"1.0.0\",outcome=\"succeeded\"} 1",

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use edgeward_agent::config::{Config, DelegateProfile};
 use edgeward_agent::serving::{Answer, Engine, ServeError};
+use edgeward_agent::watch::page::{Form, Page};
 use edgeward_agent::worker::Spawner;
 use edgeward_models::manifest::{DelegateChoice, GoldenVectors};
 use edgeward_models::package::InstalledVersion;
@@ -108,9 +109,15 @@ impl Device {
         })
     }
 
+    pub fn metrics(&self) -> String {
+        let mut page = Page::new(Form::Prometheus);
+        self.engine.write_metrics(&mut page);
+        page.finish()
+    }
+
     /// Whether a request of digits holds a slot.
     pub fn busy(&self) -> bool {
-        let text = self.engine.metrics_text();
+        let text = self.metrics();
         text.contains("edgeward_worker_requests{model=\"digits\",version=\"1.0.0\"} 1")
     }
 

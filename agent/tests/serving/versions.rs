@@ -146,8 +146,7 @@ async fn a_crash_beside_is_not_felt_by_the_active_version() {
     kill(beside.worker_pid.expect("a worker"));
     until("the death is noticed", || {
         device
-            .engine
-            .metrics_text()
+            .metrics()
             .contains("edgeward_worker_crashes_total{model=\"digits\",version=\"2.0.0\"} 1")
     })
     .await;

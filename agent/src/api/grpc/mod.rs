@@ -48,6 +48,7 @@ use super::pulse::Answering;
 use super::tfs;
 use crate::config::Limits;
 use crate::serving::ServeError;
+use crate::watch::inference::{Caller, Inference};
 
 /// The limit of messages without tensors.
 pub const SMALL: Limit<'static> = Limit {
@@ -68,6 +69,7 @@ pub fn is_call(parts: &Parts) -> bool {
 /// What belongs to a call as a whole.
 pub struct Call {
     pub shared: Arc<Shared>,
+    caller: Arc<Caller>,
     pub arrival: Instant,
     /// The time that its caller gives it.
     pub patience: Option<Duration>,
@@ -80,13 +82,14 @@ pub struct Call {
 /// Answers one call; never fails, errors are answers too.
 pub async fn answer(
     shared: Arc<Shared>,
+    caller: Arc<Caller>,
     closing: watch::Receiver<Closing>,
     parts: &Parts,
     incoming: Incoming,
     arrival: Instant,
     answering: Answering,
 ) -> Response<Outgoing> {
-    let call = Call::new(shared, closing, &parts.headers, arrival);
+    let call = Call::new(shared, caller, closing, &parts.headers, arrival);
     let found = call.and_then(|call| Ok((call, Rpc::of(&parts.method, parts.uri.path())?)));
     let (call, rpc) = match found {
         Ok(found) => found,
@@ -126,6 +129,7 @@ pub async fn answer(
 impl Call {
     fn new(
         shared: Arc<Shared>,
+        caller: Arc<Caller>,
         closing: watch::Receiver<Closing>,
         headers: &HeaderMap,
         arrival: Instant,
@@ -144,12 +148,18 @@ impl Call {
             |coding: &Coding| accepted.split(',').any(|name| name.trim() == coding.name());
         Ok(Self {
             shared,
+            caller,
             arrival,
             patience: headers.get(TIMEOUT).map(patience).transpose()?,
             closing,
             coding,
             answers: coding.filter(accepts),
         })
+    }
+
+    /// An inference that this call asks for.
+    pub fn begin(&self) -> Inference {
+        self.shared.recorder.begin(self.caller.clone())
     }
 
     /// When the caller's patience ends.

@@ -29,6 +29,7 @@ use crate::api::connection::Shared;
 use crate::api::error::ApiError;
 use crate::config::Limits;
 use crate::serving::{Answer, Request, Sequence, ServeError, Served};
+use crate::watch::inference::Inference;
 
 /// Milliseconds that the caller gives the whole request.
 pub const TIMEOUT_HEADER: &str = "edgeward-timeout-ms";
@@ -45,17 +46,19 @@ pub async fn infer(
     arrival: Instant,
     headers: &HeaderMap,
     incoming: &mut Incoming,
+    inference: &mut Inference,
 ) -> Result<Response<Full<Bytes>>, ApiError> {
     let limits = &shared.config.limits;
     let json_length = number_header(headers, HEADER_LENGTH)?;
-    let (served, body, asked) = gathered(resolve, shared, headers, incoming).await?;
+    let (served, body, asked) = gathered(resolve, shared, headers, incoming, inference).await?;
     let (prepared, body) = on_time(
         arrival,
         asked.unwrap_or(limits.default_deadline()),
         prepare_in_turn(served.manifest(), body, json_length),
     )
     .await?;
-    let (answer, wish, timeout) = put(&served, prepared, body, asked, arrival, limits).await?;
+    let put = put(&served, prepared, body, asked, arrival, limits, inference);
+    let (answer, wish, timeout) = put.await?;
     if !reply::is_long(&answer, &wish) {
         return reply::build(&answer, &wish);
     }
@@ -69,11 +72,16 @@ pub async fn gathered(
     shared: &Shared,
     headers: &HeaderMap,
     incoming: &mut Incoming,
+    inference: &mut Inference,
 ) -> Result<(Served, Body, Option<Duration>), ApiError> {
     let limits = &shared.config.limits;
     // Asked twice: an unknown model is told before its body is read, and a slow body does not keep a version
     // alive that was replaced meanwhile.
-    let most = most_body_bytes(resolve()?.manifest());
+    let most = {
+        let served = resolve()?;
+        inference.about(served.manifest());
+        most_body_bytes(served.manifest())
+    };
     let limit = if most < limits.max_body_bytes {
         body::Limit {
             bytes: most,
@@ -112,6 +120,7 @@ pub async fn put(
     asked: Option<Duration>,
     arrival: Instant,
     limits: &Limits,
+    inference: &mut Inference,
 ) -> Result<(Answer, Wish, Duration), ApiError> {
     let Prepared {
         json,
@@ -121,6 +130,8 @@ pub async fn put(
         wish,
         sequence,
     } = prepared;
+    inference.about(served.manifest());
+    inference.read(wish.id.as_deref(), body.len());
     let timeout = match asked.into_iter().chain(timeout).min() {
         None => limits.default_deadline(),
         Some(timeout) => within_limit(timeout, limits)?,
@@ -140,6 +151,9 @@ pub async fn put(
         }
         error => error.into(),
     })?;
+    let outputs = wish.outputs.iter();
+    let bytes = outputs.map(|(index, _)| answer.output(*index).len()).sum();
+    inference.answered(answer.share_of_invoke(), bytes);
     Ok((answer, wish, timeout))
 }
 

@@ -18,6 +18,7 @@ use crate::api::grpc::{Call, framing};
 use crate::api::oip::infer::{on_own_thread, put};
 use crate::api::oip::reply::Wish;
 use crate::serving::Answer;
+use crate::watch::inference::Inference;
 
 /// Longer messages are read on a thread of their own.
 const LONG: usize = 256 << 10;
@@ -68,7 +69,19 @@ struct Reply {
     outputs: Vec<usize>,
 }
 
-async fn reply(call: &Call, arrival: Instant, mut body: Body) -> Result<Reply, ApiError> {
+async fn reply(call: &Call, arrival: Instant, body: Body) -> Result<Reply, ApiError> {
+    let mut inference = call.begin();
+    let answered = put_to_model(call, arrival, body, &mut inference).await;
+    inference.ended(ApiError::outcome_of(&answered));
+    answered
+}
+
+async fn put_to_model(
+    call: &Call,
+    arrival: Instant,
+    mut body: Body,
+    inference: &mut Inference,
+) -> Result<Reply, ApiError> {
     let shared = &call.shared;
     let limits = &shared.config.limits;
     if let Some(awake) = &shared.awake {
@@ -78,6 +91,7 @@ async fn reply(call: &Call, arrival: Instant, mut body: Body) -> Result<Reply, A
         let target = Target::of(&body)?;
         resolve(&shared.engine, &target.model, &target.version)?
     };
+    inference.about(served.manifest());
     let asked;
     (asked, body) = if body.len() > LONG {
         let manifest = served.manifest().clone();
@@ -92,7 +106,10 @@ async fn reply(call: &Call, arrival: Instant, mut body: Body) -> Result<Reply, A
     } = asked;
     body.append(typed);
     let patience = call.patience_from(arrival, limits);
-    let (answer, wish, _) = put(&served, prepared, body, patience, arrival, limits).await?;
+    let put = put(
+        &served, prepared, body, patience, arrival, limits, inference,
+    );
+    let (answer, wish, _) = put.await?;
     Ok(Reply::new(answer, &wish, marks_final))
 }
 

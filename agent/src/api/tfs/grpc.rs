@@ -14,6 +14,7 @@ use crate::api::error::ApiError;
 use crate::api::grpc::{Call, decode, framing};
 use crate::api::oip::infer::{on_own_thread, put};
 use crate::serving::{Engine, Served};
+use crate::watch::inference::Inference;
 
 /// Longer messages are read on a thread of their own.
 const LONG: usize = 256 << 10;
@@ -32,7 +33,12 @@ pub enum Method {
 pub async fn answer(call: &Call, method: Method, message: Body) -> Result<Vec<u8>, ApiError> {
     let engine = &call.shared.engine;
     Ok(match method {
-        Method::Predict => return predict(call, message).await,
+        Method::Predict => {
+            let mut inference = call.begin();
+            let answered = predict(call, message, &mut inference).await;
+            inference.ended(ApiError::outcome_of(&answered));
+            return answered;
+        }
         Method::GetModelMetadata => framing::encode(&metadata(engine, decode(&message)?)?),
         Method::GetModelStatus => {
             let request: GetModelStatusRequest = decode(&message)?;
@@ -106,7 +112,11 @@ fn metadata(
     })
 }
 
-async fn predict(call: &Call, mut body: Body) -> Result<Vec<u8>, ApiError> {
+async fn predict(
+    call: &Call,
+    mut body: Body,
+    inference: &mut Inference,
+) -> Result<Vec<u8>, ApiError> {
     let shared = &call.shared;
     let limits = &shared.config.limits;
     if let Some(awake) = &shared.awake {
@@ -114,6 +124,7 @@ async fn predict(call: &Call, mut body: Body) -> Result<Vec<u8>, ApiError> {
     }
     let spec = tensor::model_spec(&body)?;
     let served = resolve(&shared.engine, &spec)?;
+    inference.about(served.manifest());
     let read;
     (read, body) = if body.len() > LONG {
         let manifest = served.manifest().clone();
@@ -124,7 +135,10 @@ async fn predict(call: &Call, mut body: Body) -> Result<Vec<u8>, ApiError> {
     let (prepared, typed) = read;
     body.append(typed);
     let patience = call.patience_within(limits);
-    let put = put(&served, prepared, body, patience, call.arrival, limits);
+    let arrival = call.arrival;
+    let put = put(
+        &served, prepared, body, patience, arrival, limits, inference,
+    );
     let (answer, wish, _) = put.await?;
     let signature = wish.signature();
     let values: usize = wish

@@ -49,6 +49,7 @@ use super::error::ApiError;
 use super::oip::infer::{LONG_JSON, gathered, on_own_thread, on_time, put};
 use super::oip::reply::is_long;
 use crate::serving::{Engine, Served};
+use crate::watch::inference::Inference;
 
 pub use self::grpc::{Method, answer};
 
@@ -90,13 +91,14 @@ fn signature<'a>(asked: Option<&'a str>, manifest: &Manifest) -> Option<&'a str>
     asked.filter(|name| !name.is_empty() && (*name != DEFAULT_SIGNATURE || known(name)))
 }
 
-/// Answers one request over HTTP.
+/// Answers one request over HTTP. `begin`: for one that is an inference.
 pub async fn respond(
     shared: &Shared,
     asked: Asked<'_>,
     arrival: Instant,
     headers: &HeaderMap,
     incoming: &mut Incoming,
+    begin: impl FnOnce() -> Inference,
 ) -> Result<Response<Full<Bytes>>, ApiError> {
     let resolve = || resolve(&shared.engine, asked.model, asked.pick);
     let form = match asked.question {
@@ -109,11 +111,35 @@ pub async fn respond(
         Question::Classify => Form::Classify,
         Question::Regress => Form::Regress,
     };
+    let mut inference = begin();
+    let answered = infer(
+        resolve,
+        form,
+        shared,
+        arrival,
+        headers,
+        incoming,
+        &mut inference,
+    )
+    .await;
+    inference.ended(ApiError::outcome_of(&answered));
+    answered
+}
+
+async fn infer(
+    resolve: impl Fn() -> Result<Served, ApiError>,
+    form: Form,
+    shared: &Shared,
+    arrival: Instant,
+    headers: &HeaderMap,
+    incoming: &mut Incoming,
+    inference: &mut Inference,
+) -> Result<Response<Full<Bytes>>, ApiError> {
     if let Some(awake) = &shared.awake {
         awake.note(arrival);
     }
     let limits = &shared.config.limits;
-    let (served, body, given) = gathered(resolve, shared, headers, incoming).await?;
+    let (served, body, given) = gathered(resolve, shared, headers, incoming, inference).await?;
     let manifest = Arc::clone(served.manifest());
     let reading = async move {
         if body.len() > LONG_JSON {
@@ -124,7 +150,8 @@ pub async fn respond(
     };
     let time = given.unwrap_or(limits.default_deadline());
     let (prepared, body, form) = on_time(arrival, time, reading).await?;
-    let (answer, wish, timeout) = put(&served, prepared, body, given, arrival, limits).await?;
+    let put = put(&served, prepared, body, given, arrival, limits, inference);
+    let (answer, wish, timeout) = put.await?;
     if !is_long(&answer, &wish) {
         return reply::build(&answer, &wish, form);
     }

@@ -11,6 +11,8 @@
 //! incoming/ chunks/             work in progress: emptied at start; fetched chunks, kept to resume
 //! outbox/                       telemetry that waits
 //! audit.log audit/              the audit log: its newest file, and those before it
+//! inferences.log inferences/    inference records, in the same form
+//! usage/                        what callers used, month by month
 //! delegate-caches/              `serving::driver_caches`'s: what drivers compiled
 //! ```
 //! An installation becomes visible by one rename, an activation by one pointer write, so at any instant the

@@ -3,269 +3,68 @@
 //! One JSON object a line, each holding the SHA-256 of the line before it. A status carries length and head
 //! of the chain to the operator, so that a shortened or rewritten log is seen from outside. Security events
 //! are fsynced before they take effect. The log is bounded: a full file is archived ([`segment`]), the chain goes
-//! on in the next, and the oldest is removed when there are too many, which the log itself records. The log never
-//! stops the agent from serving: a line torn by a power cut is cut off, a file whose chain is broken is set aside
-//! whole and what is good of it goes on, and both are themselves recorded. [`verify`] looks at all of it.
+//! on in the next, and the oldest is removed when there are too many, which the log itself records ([`chain`]).
+//! Beside the security log there are others of the same form ([`book`]). [`verify`] looks at all of them.
 
-use std::fs::File;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use edgeward_models::Digest;
-use edgeward_models::durable::{self, Access, DurableError};
-use jiff::Timestamp;
+use edgeward_models::durable::DurableError;
 use serde_json::{Value, json};
-use tracing::{error, warn};
 
-pub use segment::{ARCHIVE, Entry, FILE};
-use segment::{Line, Lines, MAX_LINE_BYTES, Position, archive_path, archived, failed};
+pub use book::{Book, CHECKPOINT_EVENT, INFERENCES, SECURITY, Which};
+pub use chain::{Chain, Limits, New};
+pub use segment::Entry;
 
+mod book;
+mod chain;
 mod segment;
 #[cfg(test)]
 mod tests;
 pub mod verify;
 
-/// Recorded by the log itself, first in each new segment: what became of those before.
-pub(crate) const SEGMENT_EVENT: &str = "audit-segment";
-/// Files with a broken chain that are kept.
-const BROKEN_KEPT: u64 = 8;
-
-/// How much is kept.
-#[derive(Debug, Clone, Copy)]
-struct Limits {
-    segment_bytes: u64,
-    archives: usize,
-}
-
-/// 32 MiB in all: about 100,000 entries.
-const LIMITS: Limits = Limits {
-    segment_bytes: 1 << 20,
-    archives: 31,
-};
+/// 32 MiB of security events: about 100,000 entries.
+const SECURITY_BYTES: u64 = 32 << 20;
 
 /// The append-only, hash-chained log of security events. Cheap to clone.
 #[derive(Clone)]
 pub struct Audit {
-    log: Arc<Mutex<Log>>,
-}
-
-struct Log {
-    directory: PathBuf,
-    file: File,
-    path: PathBuf,
-    limits: Limits,
-    /// The number of this file's first entry, and the bytes of all of its entries.
-    first: u64,
-    bytes: u64,
-    position: Position,
-}
-
-/// What a walk through a file found.
-struct Walk {
-    start: Position,
-    position: Position,
-    /// Bytes up to the end of the last good line.
-    good_bytes: u64,
-    end: End,
-}
-
-enum End {
-    Clean,
-    /// A power cut during an append.
-    Torn,
-    /// A whole line is not the next of the chain.
-    Broken,
+    chain: Arc<Mutex<Chain>>,
 }
 
 impl Audit {
-    /// Opens `DIRECTORY/audit.log` and checks its chain. The log belongs to one process at a time.
+    /// Opens the security log of a state directory and checks its chain. It belongs to one process at a time.
     pub fn open(directory: &Path) -> Result<Self, DurableError> {
-        Self::open_with(directory, LIMITS)
+        Self::open_with(directory, Limits::of_bytes(SECURITY_BYTES))
     }
 
     fn open_with(directory: &Path, limits: Limits) -> Result<Self, DurableError> {
-        durable::create_directory(&directory.join(ARCHIVE))?;
-        let path = directory.join(FILE);
-        let mut file = open_locked(&path)?;
-        // Only the newest two files are read: their number must not make a start slower.
-        let before = match archived(directory)?.last() {
-            None => Some(Position::default()),
-            Some((_, path)) => {
-                let walk = walk(path, None)?;
-                matches!(walk.end, End::Clean).then_some(walk.position)
-            }
-        };
-        let walk = walk(&path, before)?;
-        let good = walk.position;
-        let mut found = None;
-        match walk.end {
-            End::Clean => {}
-            End::Torn => {
-                durable::cut(&file, &path, walk.good_bytes)?;
-                warn!(path = %path.display(), entries = good.length, "the audit log's torn last line was cut off");
-                found = Some((
-                    "audit-repaired",
-                    json!({"problem": "the last line was incomplete"}),
-                ));
-            }
-            End::Broken => {
-                let kept = set_aside(&path, walk.good_bytes)?;
-                error!(path = %path.display(), kept = %kept.display(), entry = good.length + 1, "the audit chain is broken; what is good of it goes on");
-                let kept = kept.file_name().map(|n| n.to_string_lossy().into_owned());
-                found = Some((
-                    "audit-chain-broken",
-                    json!({"good_entries": good.length, "head": good.head, "kept_as": kept}),
-                ));
-                file = open_locked(&path)?;
-            }
-        }
-        durable::sync_directory(directory)?;
-        let audit = Self {
-            log: Arc::new(Mutex::new(Log {
-                directory: directory.to_owned(),
-                file,
-                path,
-                limits,
-                first: walk.start.length + 1,
-                bytes: walk.good_bytes,
-                position: good,
-            })),
-        };
-        if let Some((event, fields)) = found {
-            audit.record(event, fields)?;
-        }
-        Ok(audit)
+        let chain = Chain::open(directory, SECURITY, limits)?;
+        Ok(Self {
+            chain: Arc::new(Mutex::new(chain)),
+        })
     }
 
     /// Appends one security event and fsyncs it: call before the event takes effect. `event` is a short
     /// constant such as `version-activated`; `fields` hold names and digests, never tensors or secrets.
     pub fn record(&self, event: &'static str, fields: Value) -> Result<(), DurableError> {
-        let mut log = self.lock();
-        if log.bytes >= log.limits.segment_bytes
-            && let Err(problem) = log.begin_segment()
-        {
-            // Then this one grows on; the event counts more than the bound.
-            warn!(%problem, "the full audit log could not be archived");
-        }
-        log.append(event, fields)
+        self.lock().append([New::now(event, fields)])
+    }
+
+    /// Puts the head of another log under the signatures that cover this one.
+    pub fn checkpoint(&self, of: Book, (entries, head): (u64, Digest)) -> Result<(), DurableError> {
+        let fields = json!({"log": of.name, "entries": entries, "head": head});
+        self.record(CHECKPOINT_EVENT, fields)
     }
 
     /// Number of entries and the digest of the newest.
     pub fn head(&self) -> (u64, Digest) {
-        let position = self.lock().position;
-        (position.length, position.head)
+        self.lock().head()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Log> {
+    fn lock(&self) -> MutexGuard<'_, Chain> {
         // A panic while the lock was held cannot leave a half-changed log: fields change after the append.
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+        self.chain.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl Log {
-    fn append(&mut self, event: &'static str, fields: Value) -> Result<(), DurableError> {
-        let entry = Entry {
-            number: self.position.length + 1,
-            at: Timestamp::now().to_string(),
-            event: event.to_owned(),
-            fields,
-            previous: self.position.head,
-        };
-        let mut line = serde_json::to_vec(&entry)
-            .map_err(io::Error::from)
-            .map_err(failed("encode an entry for", &self.path))?;
-        if line.len() as u64 >= MAX_LINE_BYTES {
-            let source = io::Error::other("the entry is longer than a line may be");
-            return Err(failed("append to", &self.path)(source));
-        }
-        let after = Position::after(&entry, &line);
-        line.push(b'\n');
-        let before = self.file.metadata().map(|m| m.len()).ok();
-        if let Err(error) = durable::append(&mut self.file, &self.path, &line) {
-            // A half-written line (disk full) would tear the chain for every entry after it.
-            if let Some(before) = before {
-                let _ = durable::cut(&self.file, &self.path, before);
-            }
-            return Err(error);
-        }
-        self.bytes += line.len() as u64;
-        self.position = after;
-        Ok(())
-    }
-
-    /// Archives the file and goes on in a new one. At any instant the chain is whole: the new file's first entry
-    /// follows the archived file's last, and a file is removed only after an entry says so.
-    fn begin_segment(&mut self) -> Result<(), DurableError> {
-        let archive = archive_path(&self.directory, self.first);
-        durable::rename(&self.path, &archive)?;
-        self.file = open_locked(&self.path)?;
-        durable::sync_directory(&self.directory)?;
-        let (first, last) = (self.first, self.position.length);
-        (self.first, self.bytes) = (last + 1, 0);
-        let mut archives = archived(&self.directory)?;
-        let surplus = archives.len().saturating_sub(self.limits.archives);
-        let removed: Vec<_> = archives.drain(..surplus).collect();
-        let begins_at = archives.first().map_or(self.first, |(first, _)| *first);
-        let fields = json!({"archived": [first, last], "log_begins_at": begins_at});
-        self.append(SEGMENT_EVENT, fields)?;
-        removed
-            .iter()
-            .try_for_each(|(_, path)| durable::remove_file(path))
-    }
-}
-
-fn open_locked(path: &Path) -> Result<File, DurableError> {
-    let file = durable::open_log(path)?;
-    if !durable::lock(&file, path)? {
-        let other = "another edgeward process is using it; stop that one first";
-        return Err(failed("lock", path)(io::Error::other(other)));
-    }
-    Ok(file)
-}
-
-/// Keeps a broken file whole under another name, and its first `good_bytes` under its own.
-fn set_aside(path: &Path, good_bytes: u64) -> Result<PathBuf, DurableError> {
-    let kept = |number: u64| path.with_file_name(format!("{FILE}.broken-{number}"));
-    let number = (1..).find(|n| !kept(*n).exists()).unwrap_or(1);
-    durable::rename(path, &kept(number))?;
-    durable::write_new_with(path, Access::Owner, |file| {
-        let whole = File::open(kept(number))?;
-        io::copy(&mut io::Read::take(whole, good_bytes), file).map(drop)
-    })?;
-    if let Some(old) = number.checked_sub(BROKEN_KEPT).filter(|n| *n > 0) {
-        // Its place is taken by nobody: numbers go on.
-        durable::write(&kept(old), b"", Access::Owner)?;
-    }
-    Ok(kept(number))
-}
-
-/// Walks through a file from `before`; without it, from wherever the file begins.
-fn walk(path: &Path, before: Option<Position>) -> Result<Walk, DurableError> {
-    let mut lines = Lines::open(path)?;
-    let mut start = before;
-    let mut position = before;
-    let mut good_bytes = 0;
-    let end = loop {
-        match lines.next()? {
-            None => break End::Clean,
-            Some(Line::Torn) => break End::Torn,
-            Some(Line::Foreign) => break End::Broken,
-            Some(Line::Entry(entry, line)) => {
-                start.get_or_insert(Position::before(&entry));
-                let here = position.unwrap_or(Position::before(&entry));
-                if !here.leads_to(&entry) {
-                    break End::Broken;
-                }
-                position = Some(Position::after(&entry, &line));
-                good_bytes = lines.bytes;
-            }
-        }
-    };
-    Ok(Walk {
-        start: start.unwrap_or_default(),
-        position: position.unwrap_or_default(),
-        good_bytes,
-        end,
-    })
 }

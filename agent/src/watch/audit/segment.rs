@@ -1,7 +1,7 @@
 //! One file of the audit log, and the files that there are.
 //!
-//! A segment holds JSON lines; the first one goes on from the last one of the segment before. The newest is
-//! `audit.log`; those before it lie in `audit/`, each named by the number of its first entry.
+//! A segment holds JSON lines; the first one goes on from the last one of the segment before. The security log's
+//! newest is `audit.log`; those before it lie in `audit/`, each named by the number of its first entry.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -11,10 +11,8 @@ use edgeward_models::Digest;
 use edgeward_models::durable::DurableError;
 use serde::{Deserialize, Serialize};
 
-/// The newest segment, inside the state directory.
-pub const FILE: &str = "audit.log";
-/// The segments before it.
-pub const ARCHIVE: &str = "audit";
+use super::book::Book;
+
 /// A line longer than this was not written by an agent.
 pub(super) const MAX_LINE_BYTES: u64 = 64 * 1024;
 
@@ -124,9 +122,9 @@ impl Lines {
     }
 }
 
-/// The archived segments below a state directory, oldest first, each with the number of its first entry.
-pub(super) fn archived(directory: &Path) -> Result<Vec<(u64, PathBuf)>, DurableError> {
-    let archive = directory.join(ARCHIVE);
+/// A log's archived segments below a state directory, oldest first, each with the number of its first entry.
+pub(super) fn archived(directory: &Path, book: Book) -> Result<Vec<(u64, PathBuf)>, DurableError> {
+    let archive = directory.join(book.archive);
     let entries = match std::fs::read_dir(&archive) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -145,8 +143,10 @@ pub(super) fn archived(directory: &Path) -> Result<Vec<(u64, PathBuf)>, DurableE
 }
 
 /// Where a segment belongs when it is full.
-pub(super) fn archive_path(directory: &Path, first: u64) -> PathBuf {
-    directory.join(ARCHIVE).join(format!("{first:012}.log"))
+pub(super) fn archive_path(directory: &Path, book: Book, first: u64) -> PathBuf {
+    directory
+        .join(book.archive)
+        .join(format!("{first:012}.log"))
 }
 
 pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DurableError {

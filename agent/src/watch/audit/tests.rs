@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use std::path::PathBuf;
+
+use super::segment::archived;
 use super::verify::{Expected, Report, verify};
 use super::*;
 
@@ -32,13 +35,18 @@ fn many(directory: &Path, entries: u64) -> (u64, Digest) {
 }
 
 fn look(directory: &Path) -> Report {
-    verify(directory, None, |_, _| Ok(())).expect("readable")
+    expecting(directory, None)
+}
+
+/// What is said of the security log.
+fn expecting(directory: &Path, expected: Option<Expected>) -> Report {
+    verify(directory, expected).expect("readable").remove(0)
 }
 
 fn segments(directory: &Path) -> Vec<PathBuf> {
-    let archived = archived(directory).expect("list").into_iter();
+    let archived = archived(directory, SECURITY).expect("list").into_iter();
     let mut all: Vec<PathBuf> = archived.map(|(_, path)| path).collect();
-    all.push(directory.join(FILE));
+    all.push(directory.join(SECURITY.file));
     all
 }
 
@@ -56,7 +64,7 @@ fn the_chain_goes_on_after_a_restart() {
 fn a_line_torn_by_a_power_cut_is_cut_off_and_that_is_recorded() {
     let directory = tempfile::tempdir().expect("tempdir");
     filled(directory.path());
-    let path = directory.path().join(FILE);
+    let path = directory.path().join(SECURITY.file);
     let bytes = fs::read(&path).expect("read");
     fs::write(&path, &bytes[..bytes.len() - 7]).expect("tear");
     assert!(look(directory.path()).torn);
@@ -74,7 +82,7 @@ fn a_line_torn_by_a_power_cut_is_cut_off_and_that_is_recorded() {
 fn a_tail_of_zeros_counts_as_torn() {
     let directory = tempfile::tempdir().expect("tempdir");
     filled(directory.path());
-    let path = directory.path().join(FILE);
+    let path = directory.path().join(SECURITY.file);
     let mut bytes = fs::read(&path).expect("read");
     bytes.extend([0; 300]);
     fs::write(&path, &bytes).expect("zeros");
@@ -86,7 +94,7 @@ fn a_broken_chain_is_kept_for_inspection_and_what_is_good_of_it_goes_on() {
     for (damage, good) in [("change", 3), ("remove", 1)] {
         let directory = tempfile::tempdir().expect("tempdir");
         filled(directory.path());
-        let path = directory.path().join(FILE);
+        let path = directory.path().join(SECURITY.file);
         let text = fs::read_to_string(&path).expect("read");
         let broken = match damage {
             "change" => text.replace("\"n\":2", "\"n\":7"),
@@ -146,7 +154,7 @@ fn a_full_file_is_archived_the_chain_goes_on_and_the_oldest_go_with_a_record_of_
     assert_eq!(many(directory.path(), 0), head);
     let archived = many(directory.path(), 40);
     assert!(archived.0 > head.0 + 40);
-    let newest = directory.path().join(FILE);
+    let newest = directory.path().join(SECURITY.file);
     let lines = fs::read_to_string(&newest).expect("read").lines().count() as u64;
     fs::remove_file(&newest).expect("remove");
     assert_eq!(many(directory.path(), 0).0, archived.0 - lines);
@@ -195,7 +203,7 @@ fn missing_files_and_a_missing_end_are_found() {
     let (number, digest) = many(directory.path(), 15);
     let all = segments(directory.path());
     let expected = Some(Expected { number, digest });
-    let report = |expected| verify(directory.path(), expected, |_, _| Ok(())).expect("readable");
+    let report = |expected| expecting(directory.path(), expected);
     assert!(report(expected).findings.is_empty());
     let other = Some(Expected {
         number,
@@ -205,7 +213,7 @@ fn missing_files_and_a_missing_end_are_found() {
     let away = |path: &Path, words: &str| {
         let bytes = fs::read(path).expect("read");
         fs::remove_file(path).expect("remove");
-        if path.ends_with(FILE) {
+        if path.ends_with(SECURITY.file) {
             fs::write(path, b"").expect("write");
         }
         let findings = report(expected).findings;
