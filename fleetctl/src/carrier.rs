@@ -103,8 +103,8 @@ impl<'a> Carrier<'a> {
             Ok(None) => return Ok(()),
             Err(ChunkError::Source(error)) => return Err(error.into()),
             Ok(Some(held)) if follows(&held, &repository.root()?)? => bail!(
-                "the broker holds {file}, signed by this fleet's root key: another operator has changed keys; copy \
-                 their repository directory over this one"
+                "the broker holds {file}, signed by this fleet's root key: another operator has changed keys; take \
+                 that with `fleetctl pull`"
             ),
             Ok(Some(_)) | Err(_) => {}
         }
@@ -115,7 +115,8 @@ impl<'a> Carrier<'a> {
         Ok(())
     }
 
-    fn source(&self) -> BrokerSource<'_> {
+    /// What the broker holds, to be verified by whoever reads it.
+    pub fn source(&self) -> BrokerSource<'_> {
         BrokerSource {
             link: self.link,
             fleet: self.fleet,
@@ -259,14 +260,13 @@ fn compare(held: &[u8], ours: &[u8], our_version: u64, root: &[u8]) -> Result<St
     if version > our_version {
         bail!(
             "the broker holds newer metadata (timestamp {version}; this repository has {our_version}): \
-             another operator has published; copy their repository directory over this one and repeat the \
-             command"
+             another operator has published; take it with `fleetctl pull` and repeat the command"
         );
     }
     if version == our_version {
         bail!(
             "the broker holds another timestamp {version} than this repository: two operators published at \
-             once and the other one won; copy their repository directory over this one and repeat the command"
+             once and the other one won; take theirs with `fleetctl pull --discard-own` and repeat the command"
         );
     }
     Ok(Standing::Behind)
@@ -274,7 +274,7 @@ fn compare(held: &[u8], ours: &[u8], our_version: u64, root: &[u8]) -> Result<St
 
 /// The broker's retained topics as a source of documents.
 #[derive(Debug)]
-struct BrokerSource<'a> {
+pub struct BrokerSource<'a> {
     link: &'a Link,
     fleet: &'a FleetName,
 }

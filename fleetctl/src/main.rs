@@ -12,6 +12,7 @@ mod link;
 mod memory;
 mod operator;
 mod passphrase;
+mod pending;
 mod printer;
 mod renewal;
 mod statuses;

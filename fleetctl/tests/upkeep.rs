@@ -65,13 +65,26 @@ fn rotated_keys_take_the_place_of_the_old_ones_and_sign_from_then_on() {
 fn a_rotation_that_was_cut_short_is_finished_or_taken_back() {
     let desk = Desk::new();
     let file = |name: &str| desk.home().join("keys").join(name);
-    // Before anything was signed: the waiting key is nobody's.
-    fs::copy(file("root.pem"), file("timestamp.next.pem")).expect("copy");
+    // Before anything was signed, for want of a key that is elsewhere: the new one waits, and the change in a file.
+    let away = desk.path("root.pem");
+    fs::rename(file("root.pem"), &away).expect("rename");
+    let rotate = ["key", "rotate", "timestamp", "--offline"];
+    let said = desk.run(&rotate).expect(1);
+    assert!(
+        said.err.contains("role root (the keys before) has 0 of 1"),
+        "{}",
+        said.err
+    );
+    assert_eq!(root_version(&desk), 1);
+    let waiting = fs::read(file("timestamp.next.pem")).expect("a waiting key");
     desk.run(&["refresh", "--offline"]).expect(0);
-    assert!(!file("timestamp.next.pem").exists());
+    fs::rename(away, file("root.pem")).expect("rename");
+    desk.run(&rotate).expect(0);
+    assert_eq!(
+        fs::read(file("timestamp.pem")).expect("the new key"),
+        waiting
+    );
     // After it was signed, and before the new key was in its place.
-    desk.run(&["key", "rotate", "timestamp", "--offline"])
-        .expect(0);
     fs::rename(file("timestamp.pem"), file("timestamp.next.pem")).expect("rename");
     let retired = fs::read_dir(file("retired")).expect("retired").next();
     let retired = retired.expect("one").expect("entry").path();
@@ -79,10 +92,10 @@ fn a_rotation_that_was_cut_short_is_finished_or_taken_back() {
     desk.run(&["refresh", "--offline"]).expect(0);
     assert!(!file("timestamp.next.pem").exists());
     keys(&desk);
-    // A key that is missing is asked for before anything changes.
+    // A key that is not here is not rotated here.
     fs::remove_file(file("targets.pem")).expect("remove");
     let said = desk
-        .run(&["key", "rotate", "timestamp", "--offline"])
+        .run(&["key", "rotate", "targets", "--offline"])
         .expect(2);
     assert!(said.err.contains("the key of role targets"), "{}", said.err);
     assert_eq!(root_version(&desk), 2);

@@ -1,12 +1,14 @@
 //! `fleetctl init`: a new fleet.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use edgeward_models::digest::Digest;
 use edgeward_models::durable::{self, Access};
 use edgeward_models::fleet::enrolment::BrokerAddress;
 use edgeward_models::name::FleetName;
+use edgeward_models::repository::DirectorySource;
 use edgeward_models::sign::{EncryptedKey, KeyRing, Passphrase, PrivatePem, Repository};
 use jiff::Timestamp;
 
@@ -29,6 +31,7 @@ use crate::printer::Printer;
 Examples:
   fleetctl init hospital --broker broker.example.org:8883
   fleetctl init hospital --broker broker.example.org:8883 --encrypt
+  fleetctl init hospital --broker broker.example.org:8883 --join /media/stick/hospital
   fleetctl init trial --broker localhost:8883 --broker-certificate localhost,127.0.0.1")]
 pub struct Args {
     /// The fleet's name; it is part of every topic and cannot be changed later
@@ -42,11 +45,17 @@ pub struct Args {
     /// Keep the private keys of the fleet behind a passphrase
     #[arg(long)]
     encrypt: bool,
+    /// Make a further desk of a fleet that exists, from its repository as `fleetctl export` wrote it
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["encrypt", "broker_certificate"])]
+    join: Option<PathBuf>,
 }
 
 impl Args {
-    pub fn run(self, home: &Path, printer: &Printer) -> Result<ExitCode> {
+    pub async fn run(self, home: &Path, printer: &Printer) -> Result<ExitCode> {
         Home::prepare(home)?;
+        if let Some(directory) = &self.join {
+            return self.join(home, directory, printer).await;
+        }
         let now = Timestamp::now();
         let passphrase = match self.encrypt {
             true => Some(Passphrases::from_environment().choose()?),
@@ -85,6 +94,33 @@ impl Args {
     }
 }
 
+impl Args {
+    /// A desk without keys: `key generate` makes its own, which the others add.
+    async fn join(&self, home: &Path, directory: &Path, printer: &Printer) -> Result<ExitCode> {
+        let source = DirectorySource::open(directory)
+            .with_context(|| format!("cannot read {}", directory.display()))?;
+        let repository = Repository::join(&home.join("repository"), &source).await?;
+        let first = durable::read(&directory.join("metadata/1.root.json"), MAX_ROOT_BYTES)?;
+        let fleet = FleetFile {
+            fleet: self.name.clone(),
+            broker: self.broker.clone(),
+        };
+        Home::create(home, fleet)?;
+        printer.note(&format!(
+            "{} is a further desk of fleet {} at timestamp {}. Compare its first root with the first desk's (repository/metadata/1.root.json): sha256 {}",
+            home.display(),
+            self.name,
+            repository.timestamp_version(),
+            Digest::of(&first.unwrap_or_default())
+        ));
+        printer.note(
+            "make a key here with `fleetctl key generate`; to use the broker from here, copy ca/ca.pem and \
+             ca/operator.* of the first desk, and devices/ to believe what devices say",
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
 fn encrypt(identity: &mut Identity, passphrase: &Passphrase) -> Result<()> {
     match PrivatePem::parse(identity.key.as_bytes()).context("a key that was just made is none")? {
         PrivatePem::Plain(document) => {
@@ -94,6 +130,8 @@ fn encrypt(identity: &mut Identity, passphrase: &Passphrase) -> Result<()> {
     }
     Ok(())
 }
+
+const MAX_ROOT_BYTES: u64 = 128 * 1024;
 
 /// The broker's certificate and private key, in the broker's directory.
 pub const BROKER_FILES: [&str; 2] = ["certificate.pem", "private-key.pem"];

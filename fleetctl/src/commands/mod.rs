@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use crate::home::Home;
+use crate::pending;
 use crate::printer::Printer;
 
 #[cfg(feature = "broker")]
@@ -18,11 +19,14 @@ mod group;
 mod init;
 mod key;
 mod package;
+mod publish;
+mod pull;
 mod push;
 mod refresh;
 mod rollback;
 mod rollout;
 mod route;
+mod sign;
 mod status;
 mod sync;
 
@@ -33,7 +37,7 @@ mod sync;
 /// operator's home; the broker only carries it.
 ///
 /// Results go to standard output, everything else to standard error. Exit status: 0 done; 1 the fleet said
-/// no; 2 the fleet could not be asked.
+/// no, or other machines must sign first; 2 the fleet could not be asked.
 ///
 /// Private keys may be kept behind a passphrase (`fleetctl key encrypt`). It is asked on the terminal; a service names
 /// a file whose first line it is, or a descriptor such as /dev/fd/3, in the variable FLEETCTL_PASSPHRASE_FILE.
@@ -78,6 +82,9 @@ enum Verb {
     Sync(sync::Args),
     Refresh(refresh::Args),
     Export(export::Args),
+    Pull(pull::Args),
+    Sign(sign::Args),
+    Publish(publish::Args),
     #[command(subcommand)]
     Key(key::Verb),
     Doctor(doctor::Args),
@@ -91,8 +98,8 @@ impl Cli {
             .home
             .or_else(Home::default_directory)
             .context("there is no home directory; name one with --home")?;
-        match self.verb {
-            Verb::Init(args) => args.run(&home, printer),
+        let result = match self.verb {
+            Verb::Init(args) => args.run(&home, printer).await,
             Verb::Device(verb) => verb.run(&home, printer).await,
             Verb::Group(verb) => verb.run(&home, printer).await,
             Verb::Package(args) => args.run(printer),
@@ -103,11 +110,15 @@ impl Cli {
             Verb::Sync(args) => args.run(&home, printer).await,
             Verb::Refresh(args) => args.run(&home, printer).await,
             Verb::Export(args) => args.run(&home, printer),
+            Verb::Pull(args) => args.run(&home, printer).await,
+            Verb::Sign(args) => args.run(&home, printer),
+            Verb::Publish(args) => args.run(&home, printer).await,
             Verb::Key(verb) => verb.run(&home, printer).await,
             Verb::Doctor(args) => args.run(&home, printer).await,
             #[cfg(feature = "broker")]
             Verb::Broker(args) => args.run(&home, printer).await,
-        }
+        };
+        result.or_else(|error| pending::keep(&home, printer, error))
     }
 }
 

@@ -118,6 +118,20 @@ pub fn open_chunk(chunk: &ChunkRef, compressed: &[u8]) -> Result<Vec<u8>, ChunkE
     Ok(bytes)
 }
 
+/// Checks a chunk that is to be kept as it travelled.
+#[cfg(feature = "sign")]
+pub(crate) fn check_chunk(digest: &Digest, compressed: &[u8]) -> Result<(), ChunkError> {
+    let damaged = |problem: String| ChunkError::Damaged {
+        digest: *digest,
+        problem,
+    };
+    let bytes = decompress(compressed, MAX_CHUNK_BYTES).map_err(damaged)?;
+    match Digest::of(&bytes) == *digest {
+        true => Ok(()),
+        false => Err(damaged("it has another digest".to_owned())),
+    }
+}
+
 /// At most `limit` bytes come out, whatever the frame claims.
 fn decompress(compressed: &[u8], limit: usize) -> Result<Vec<u8>, String> {
     if compressed.len() > MAX_CHUNK_BYTES {

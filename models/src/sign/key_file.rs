@@ -7,14 +7,14 @@ use std::cell::OnceCell;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::encoding::AsDer;
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use tough::schema::decoded::{Decoded, Hex};
 use tough::schema::key::Key;
 use tough::sign::Sign;
 use zeroize::Zeroizing;
 
 use super::encrypted::{EncryptedKey, Passphrase, PrivatePem, Unlock, plain_pem, to_pem};
+use super::keys::{SigningRole, key_path};
 use super::{SignError, refused};
 use crate::durable::{self, Access};
 
@@ -153,10 +153,74 @@ impl SigningKey {
     }
 }
 
+/// The public half of a signing key.
+#[derive(Debug, Clone)]
+pub struct PublicKey(pub(super) Key);
+
+impl PublicKey {
+    /// In hexadecimal.
+    pub fn id(&self) -> Result<String, SignError> {
+        Ok(hex::encode(&*key_id(&self.0)?))
+    }
+}
+
+/// Reads a public key's PEM file, such as [`public_key`] writes.
+pub fn read_public(path: &Path) -> Result<PublicKey, SignError> {
+    let text = durable::read(path, MAX_KEY_BYTES)?
+        .ok_or_else(|| refused(format!("there is no file {}", path.display())))?;
+    parse_public(&text).map(PublicKey).ok_or_else(|| {
+        refused(format!(
+            "{} is not an Ed25519 public key (PEM), as `fleetctl key generate` writes it",
+            path.display()
+        ))
+    })
+}
+
+/// Makes a role's key, if the directory has none.
+pub fn make_key(
+    directory: &Path,
+    role: SigningRole,
+    passphrase: Option<&Passphrase>,
+) -> Result<(), SignError> {
+    let path = key_path(directory, role);
+    if path.exists() {
+        return Err(refused(format!(
+            "there is a key of role {role} in {}; `fleetctl key rotate {role}` replaces it",
+            path.display()
+        )));
+    }
+    durable::create_directory(directory)?;
+    SigningKey::make(&path, passphrase).map(drop)
+}
+
+/// The public half of a role's key as PEM.
+pub fn public_key(directory: &Path, role: SigningRole) -> Result<String, SignError> {
+    let path = key_path(directory, role);
+    let key = SigningKey::read(&path)?
+        .ok_or_else(|| refused(format!("there is no key in {}", path.display())))?;
+    match &key.public {
+        Key::Ed25519 { keyval, .. } => {
+            let der = [&PUBLIC_PREFIX[..], &keyval.public].concat();
+            Ok(to_pem(PUBLIC_TAG, &der))
+        }
+        _ => Err(not_a_key(&path)),
+    }
+}
+
 /// The key id that TUF derives from a key.
 pub(super) fn key_id(key: &Key) -> Result<Decoded<Hex>, SignError> {
     key.key_id()
         .map_err(|e| refused(format!("a public key has no key id: {e}")))
+}
+
+/// Whether a key made this signature. This fleet's keys are all of one kind.
+pub(super) fn verifies(key: &Key, message: &[u8], signature: &[u8]) -> bool {
+    match key {
+        Key::Ed25519 { keyval, .. } => UnparsedPublicKey::new(&ED25519, &keyval.public[..])
+            .verify(message, signature)
+            .is_ok(),
+        _ => false,
+    }
 }
 
 fn write(
@@ -169,16 +233,11 @@ fn write(
         None => plain_pem(document),
         Some(passphrase) => {
             let key = EncryptedKey::seal(document, passphrase)?;
-            Zeroizing::new(key.to_pem() + &public_pem(pair)?)
+            let public = [&PUBLIC_PREFIX[..], pair.public_key().as_ref()].concat();
+            Zeroizing::new(key.to_pem() + &to_pem(PUBLIC_TAG, &public))
         }
     };
     Ok(durable::write(path, text.as_bytes(), Access::Owner)?)
-}
-
-fn public_pem(pair: &Ed25519KeyPair) -> Result<String, SignError> {
-    let der = pair.public_key().as_der();
-    let der = der.map_err(|_| refused("a public key cannot be written"))?;
-    Ok(to_pem(PUBLIC_TAG, der.as_ref()))
 }
 
 /// The public key in a PEM file.

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+use tough::schema::Signature;
 use tough::schema::key::Key;
 
 use super::encrypted::{Passphrase, Unlock};
@@ -15,7 +17,8 @@ use super::{SignError, refused};
 use crate::durable;
 
 /// A role that signs something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SigningRole {
     Root,
     Targets,
@@ -97,14 +100,17 @@ impl KeyRing {
         Self::open_with(directory, known(passphrase.cloned()))
     }
 
-    /// Makes a new key for a role, in a file of its own, and signs with it from now on. It is encrypted if the one
-    /// before is, with the same passphrase.
+    /// Signs a role with the key in another file from now on, which is made if it does not exist; encrypted if the
+    /// one before is, with the same passphrase.
     pub(super) fn renew(&mut self, role: SigningRole, path: &Path) -> Result<(), SignError> {
-        let passphrase = match self.keys.get(&role) {
-            Some(key) => key.passphrase(&self.unlock)?,
-            None => None,
+        let key = match SigningKey::read(path)? {
+            Some(waiting) => waiting,
+            None => {
+                let before = self.keys.get(&role);
+                let passphrase = before.map(|key| key.passphrase(&self.unlock)).transpose()?;
+                SigningKey::make(path, passphrase.flatten().as_ref())?
+            }
         };
-        let key = SigningKey::make(path, passphrase.as_ref())?;
         self.keys.insert(role, key);
         Ok(())
     }
@@ -171,8 +177,16 @@ impl KeyRing {
         Ok(self.key(role)?.public.clone())
     }
 
-    pub(super) fn sign(&self, role: SigningRole, message: &[u8]) -> Result<Vec<u8>, SignError> {
-        self.key(role)?.sign(message, &self.unlock)
+    pub(super) fn signature(
+        &self,
+        role: SigningRole,
+        message: &[u8],
+    ) -> Result<Signature, SignError> {
+        let key = self.key(role)?;
+        Ok(Signature {
+            keyid: key.id.clone(),
+            sig: key.sign(message, &self.unlock)?.into(),
+        })
     }
 }
 

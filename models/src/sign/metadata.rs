@@ -7,12 +7,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp as Time};
 use serde_json::{Value, json};
 use tough::schema::decoded::{Decoded, Hex};
-use tough::schema::{
-    DelegatedRole, Delegations, Hashes, Metafile, PathPattern, PathSet, Role, RoleKeys, RoleType,
-    Root, Signature, Signed, Snapshot, Target, Targets, Timestamp,
-};
+use tough::schema::{Hashes, Metafile, Role, Signed, Snapshot, Target, Targets, Timestamp};
 
-use super::key_file::key_id;
 use super::keys::{KeyRing, SigningRole};
 use super::{SignError, refused};
 use crate::chunk::ChunkRef;
@@ -20,9 +16,7 @@ use crate::digest::Digest;
 use crate::verify::{LIST, SIGNED_AT};
 
 /// The TUF specification that these files follow.
-const SPEC: &str = "1.0.33";
-/// One key per role for now; the format holds any number.
-const THRESHOLD: NonZeroU64 = NonZeroU64::MIN;
+pub(super) const SPEC: &str = "1.0.33";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How long each role's metadata is valid; defaults: root 3 years, targets, releases and rollouts 1 year,
@@ -81,25 +75,11 @@ pub(super) fn sign<T: Role>(
     role: SigningRole,
     keys: &KeyRing,
 ) -> Result<Signed<T>, SignError> {
-    let signature = signature(&signed, role, keys)?;
-    Ok(Signed {
-        signed,
-        signatures: vec![signature],
-    })
-}
-
-pub(super) fn signature<T: Role>(
-    signed: &T,
-    role: SigningRole,
-    keys: &KeyRing,
-) -> Result<Signature, SignError> {
     let form = signed
         .canonical_form()
         .map_err(|e| refused(format!("cannot write the {role} role: {e}")))?;
-    Ok(Signature {
-        keyid: key_id(&keys.public(role)?)?,
-        sig: keys.sign(role, &form)?.into(),
-    })
+    let signatures = vec![keys.signature(role, &form)?];
+    Ok(Signed { signed, signatures })
 }
 
 /// The file's bytes: fields in order, so that equal content is equal bytes.
@@ -107,74 +87,6 @@ pub(super) fn to_bytes<T: serde::Serialize>(signed: &Signed<T>) -> Result<Vec<u8
     let failed = |e| refused(format!("cannot write metadata: {e}"));
     let value = serde_json::to_value(signed).map_err(failed)?;
     serde_json::to_vec(&value).map_err(failed)
-}
-
-/// A root that names the keys of `keys` for the top-level roles.
-pub(super) fn root(
-    version: NonZeroU64,
-    keys: &KeyRing,
-    lifetimes: &Lifetimes,
-    now: Time,
-) -> Result<Root, SignError> {
-    let roles = [
-        (RoleType::Root, SigningRole::Root),
-        (RoleType::Targets, SigningRole::Targets),
-        (RoleType::Snapshot, SigningRole::Snapshot),
-        (RoleType::Timestamp, SigningRole::Timestamp),
-    ];
-    let mut root = Root {
-        spec_version: SPEC.to_owned(),
-        consistent_snapshot: true,
-        version,
-        expires: lifetimes.end(SigningRole::Root, now)?,
-        keys: HashMap::new(),
-        roles: HashMap::new(),
-        _extra: signed_at(now),
-    };
-    for (kind, role) in roles {
-        let key = keys.public(role)?;
-        let id = key_id(&key)?;
-        root.keys.insert(id.clone(), key);
-        let role_keys = RoleKeys {
-            keyids: vec![id],
-            threshold: THRESHOLD,
-            _extra: HashMap::new(),
-        };
-        root.roles.insert(kind, role_keys);
-    }
-    Ok(root)
-}
-
-/// Top-level targets: nothing but the two delegations. In TUF's patterns as tough reads them, `*` also
-/// matches slashes.
-pub(super) fn delegating_targets(
-    version: NonZeroU64,
-    keys: &KeyRing,
-    lifetimes: &Lifetimes,
-    now: Time,
-) -> Result<Targets, SignError> {
-    let roles: [(SigningRole, &[&str]); 2] = [
-        (SigningRole::Releases, &["models/*"]),
-        (SigningRole::Rollouts, &["groups/*", "devices/*"]),
-    ];
-    let mut delegations = Delegations::default();
-    for (role, patterns) in roles {
-        let key = keys.public(role)?;
-        let id = key_id(&key)?;
-        delegations.keys.insert(id.clone(), key);
-        let patterns: Result<Vec<_>, _> = patterns.iter().map(|p| PathPattern::new(*p)).collect();
-        delegations.roles.push(DelegatedRole {
-            name: role.name().to_owned(),
-            keyids: vec![id],
-            threshold: THRESHOLD,
-            paths: PathSet::Paths(patterns.map_err(|e| refused(e.to_string()))?),
-            terminating: true,
-            targets: None,
-        });
-    }
-    let mut targets = targets(SigningRole::Targets, version, lifetimes, now)?;
-    targets.delegations = Some(delegations);
-    Ok(targets)
 }
 
 /// A targets role without content.
@@ -262,6 +174,6 @@ fn hashes(sha256: Digest) -> Hashes {
     }
 }
 
-fn signed_at(now: Time) -> HashMap<String, Value> {
+pub(super) fn signed_at(now: Time) -> HashMap<String, Value> {
     HashMap::from([(SIGNED_AT.to_owned(), Value::from(now.to_string()))])
 }

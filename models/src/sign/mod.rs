@@ -6,14 +6,21 @@
 //! to become; a key is asked for only when its role is signed.
 
 mod commit;
+mod document;
 mod encrypted;
+mod explain;
 mod export;
+mod follow;
 mod key_file;
 mod keys;
 mod metadata;
+mod proposal;
+mod reorganize;
 mod repository;
 mod roles;
 mod rollouts;
+mod roster;
+mod seal;
 mod targets;
 mod versions;
 
@@ -24,10 +31,13 @@ use crate::name::FileName;
 use crate::verify::VerifyError;
 
 pub use encrypted::{EncryptedKey, Passphrase, PrivatePem, Unlock, Unlocked, plain_pem};
+pub use key_file::{PublicKey, make_key, public_key, read_public};
 pub use keys::{KeyRing, SigningRole, decrypt, encrypt, key_path};
 pub use metadata::Lifetimes;
+pub use proposal::{Lack, MAX_PROPOSAL_BYTES, Proposal};
 pub use repository::Repository;
-pub use roles::{RoleInfo, prepare, settle};
+pub use roles::{RoleInfo, keys_under, prepare, settle};
+pub use roster::{Roster, Signers};
 
 use crate::digest::Digest;
 
@@ -50,6 +60,12 @@ pub enum SignError {
         #[source]
         source: VerifyError,
     },
+    /// Nothing was changed; the proposal is to be signed elsewhere.
+    #[error("more signatures are needed: {}", words(lacks))]
+    Unsigned {
+        lacks: Vec<Lack>,
+        proposal: Box<Proposal>,
+    },
     #[error("the passphrase of {path} is needed: {problem}")]
     Locked { path: PathBuf, problem: String },
     #[error("cannot read {path}")]
@@ -62,6 +78,11 @@ pub enum SignError {
     Chunk(#[from] ChunkError),
     #[error(transparent)]
     Durable(#[from] crate::durable::DurableError),
+}
+
+fn words(lacks: &[Lack]) -> String {
+    let lacks: Vec<String> = lacks.iter().map(ToString::to_string).collect();
+    lacks.join("; ")
 }
 
 fn refused(problem: impl Into<String>) -> SignError {

@@ -9,6 +9,7 @@ use jiff::Timestamp as Time;
 use tough::schema::{Signed, Target, Targets};
 
 use super::keys::{KeyRing, SigningRole};
+use super::roster::Roster;
 use super::{Lifetimes, Publication, SignError, metadata, refused};
 use crate::chunk::{MAX_CHUNK_BYTES, Packed, pack_metadata};
 use crate::digest::Digest;
@@ -63,9 +64,10 @@ impl Repository {
             )));
         }
         let first = NonZeroU64::MIN;
-        let root = metadata::root(first, keys, &lifetimes, now)?;
+        let roster = Roster::of_keys(keys)?;
+        let root = roster.next_root(first, &lifetimes, now)?;
         let root = metadata::sign(root, SigningRole::Root, keys)?;
-        let targets = metadata::delegating_targets(first, keys, &lifetimes, now)?;
+        let targets = roster.next_targets(first, &lifetimes, now)?;
         let targets = metadata::sign(targets, SigningRole::Targets, keys)?;
         let mut files = BTreeMap::new();
         files.insert(SigningRole::Targets, (first, metadata::to_bytes(&targets)?));
@@ -105,7 +107,7 @@ impl Repository {
         Self::open_locked(directory, lock)
     }
 
-    fn open_locked(directory: &Path, lock: File) -> Result<Self, SignError> {
+    pub(super) fn open_locked(directory: &Path, lock: File) -> Result<Self, SignError> {
         Ok(Self {
             chain: verified_chain(directory)?,
             directory: directory.to_owned(),
@@ -157,15 +159,7 @@ impl Repository {
     /// Everything that a carrier must hold now, for `sync` and `export`.
     pub fn everything(&self) -> Result<Publication, SignError> {
         let mut publication = Publication::default();
-        let roots = 1..=self.chain.root.signed.version.get();
-        let mut names: Vec<String> = roots.map(|v| format!("{v}.root.json")).collect();
-        for (role, file) in &self.chain.files {
-            if role != "timestamp" {
-                names.push(format!("{}.{role}.json", file.version));
-            }
-        }
-        names.push(TIMESTAMP_FILE.to_owned());
-        for name in names {
+        for name in self.metadata_files() {
             let file: FileName = name.parse().map_err(|e| refused(format!("{e}")))?;
             let packed = self.packed_metadata(&file)?;
             publication
@@ -179,6 +173,24 @@ impl Repository {
         publication.chunks.sort();
         publication.chunks.dedup();
         Ok(publication)
+    }
+
+    /// The names of all metadata files that stand, timestamp last.
+    pub(super) fn metadata_files(&self) -> Vec<String> {
+        let roots = 1..=self.chain.root.signed.version.get();
+        let mut names: Vec<String> = roots.map(|v| format!("{v}.root.json")).collect();
+        for (role, file) in &self.chain.files {
+            if role != "timestamp" {
+                names.push(format!("{}.{role}.json", file.version));
+            }
+        }
+        names.push(TIMESTAMP_FILE.to_owned());
+        names
+    }
+
+    /// Who signs what now.
+    pub fn roster(&self) -> Result<Roster, SignError> {
+        Roster::of(&self.chain.root.signed, &self.chain.targets.signed)
     }
 
     /// A chunk's bytes as they travel.
@@ -258,7 +270,7 @@ pub(super) fn verified_chain(directory: &Path) -> Result<Chain, SignError> {
         .map_err(damaged)
 }
 
-fn lock(directory: &Path) -> Result<File, SignError> {
+pub(super) fn lock(directory: &Path) -> Result<File, SignError> {
     let path = directory.join(".lock");
     let file = durable::open_lock(&path)?;
     if durable::lock(&file, &path)? {

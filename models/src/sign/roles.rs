@@ -1,8 +1,8 @@
 //! Which roles there are, who signs them and until when they hold; and the way of a new key to its place.
 //!
-//! A new key waits in `ROLE.next.pem` until the repository that names it is signed, and only then takes the place
-//! of the old one, which is kept in `retired/`. Whoever opens the keys after a crash between those steps
-//! ([`settle`]) finishes them or takes them back, as the repository says.
+//! A new key waits in `ROLE.next.pem` until the repository that names it is signed, which may take days if other
+//! machines must sign too, and only then takes the place of the old one, which is kept in `retired/`. Whoever opens
+//! the keys next ([`settle`]) sees to that.
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use tough::schema::{RoleType, Signed, Snapshot};
 use super::encrypted::Unlock;
 use super::keys::{KeyRing, SigningRole, key_path};
 use super::repository::Repository;
+use super::roster::Roster;
 use super::{SignError, refused};
 use crate::durable;
 use crate::verify::key_ids;
@@ -24,12 +25,17 @@ pub struct RoleInfo {
     pub expires: Time,
     /// Of the keys that may sign it, in hexadecimal.
     pub key_ids: Vec<String>,
+    /// How many of them must.
+    pub threshold: u64,
 }
 
 impl Repository {
     pub fn roles(&self) -> Result<Vec<RoleInfo>, SignError> {
         let root = &self.chain.root.signed;
+        let roster = self.roster()?;
+        let threshold = |role| Ok::<_, SignError>(roster.signers(role)?.threshold.get());
         let mut roles = vec![RoleInfo {
+            threshold: threshold(SigningRole::Root)?,
             role: SigningRole::Root,
             version: root.version.get(),
             expires: root.expires,
@@ -54,13 +60,15 @@ impl Repository {
                 version: file.version,
                 expires: expires.ok_or_else(missing)?,
                 key_ids: file.keys.clone(),
+                threshold: threshold(role)?,
             });
         }
         Ok(roles)
     }
 }
 
-/// Opens the keys of a directory with new ones for `roles`, which wait beside the present ones.
+/// Opens the keys of a directory with new ones for `roles`, which wait beside the present ones; one that waits
+/// already is the new one.
 pub fn prepare(
     directory: &Path,
     unlock: Unlock,
@@ -73,7 +81,19 @@ pub fn prepare(
     Ok(keys)
 }
 
-/// Puts new keys that the repository names in their places, and removes those that it does not name.
+/// The keys of a directory as they will sign under `roster`: ones that wait, where it names them, for the present ones.
+pub fn keys_under(directory: &Path, unlock: Unlock, roster: &Roster) -> Result<KeyRing, SignError> {
+    let mut keys = KeyRing::open_with(directory, unlock)?;
+    for role in SigningRole::ALL {
+        let path = next_path(directory, role);
+        if KeyRing::id_in(&path)?.is_some_and(|id| roster.names(role, &id)) {
+            keys.renew(role, &path)?;
+        }
+    }
+    Ok(keys)
+}
+
+/// Puts new keys that the repository names in their places.
 pub fn settle(directory: &Path, repository: &Repository) -> Result<(), SignError> {
     for role in repository.roles()? {
         let (next, present) = (
@@ -84,7 +104,6 @@ pub fn settle(directory: &Path, repository: &Repository) -> Result<(), SignError
             continue;
         };
         if !role.key_ids.contains(&id) {
-            durable::remove_file(&next)?;
             continue;
         }
         if let Some(old) = KeyRing::id_in(&present)?.filter(|old| *old != id) {

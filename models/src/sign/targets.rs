@@ -3,20 +3,25 @@
 //! Chunks are written when they are staged: nothing names them before the commit, and the same bytes are the
 //! same files if it never comes and the change is staged again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tough::TargetName;
-use tough::schema::Target;
+use tough::schema::{Target, Targets};
 
+use super::keys::SigningRole;
+use super::proposal::Proposal;
 use super::repository::Repository;
+use super::seal::Signed;
 use super::{SignError, metadata, refused};
 use crate::chunk::{self, ChunkRef, Source, SourceError, pack_target};
 use crate::digest::Digest;
 use crate::durable::{self, Access};
+use crate::fleet::rollout::MAX_DOCUMENT_BYTES;
 use crate::name::FileName;
 use crate::repository::chunk_path;
 
@@ -69,19 +74,7 @@ impl Repository {
     }
 
     pub(super) fn write_chunks(&self, chunks: &[(Digest, Vec<u8>)]) -> Result<(), SignError> {
-        let mut missing = Vec::new();
-        for (digest, bytes) in chunks {
-            let path = self.directory.join(chunk_path(digest));
-            // Compression is not part of a chunk's name: any whole file of that name will do.
-            let there = std::fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() > 0);
-            if !there {
-                if let Some(parent) = path.parent() {
-                    durable::create_directory(parent)?;
-                }
-                missing.push((path, bytes.as_slice()));
-            }
-        }
-        Ok(durable::write_batch(&missing, Access::Anyone)?)
+        write_chunks(&self.directory, chunks)
     }
 
     pub(super) fn read_target(
@@ -99,6 +92,57 @@ impl Repository {
             )));
         }
         Ok(bytes)
+    }
+
+    /// The chunks of what these files of roles name and those that stand do not. All of them must be here.
+    pub(super) fn chunks_of_changes(&self, signed: &Signed) -> Result<Vec<Digest>, SignError> {
+        let mut chunks = Vec::new();
+        for (role, (_, bytes)) in signed {
+            if !matches!(role, SigningRole::Releases | SigningRole::Rollouts) {
+                continue;
+            }
+            let next: tough::schema::Signed<Targets> =
+                serde_json::from_slice(bytes).map_err(|e| refused(format!("role {role}: {e}")))?;
+            let standing = &self.delegated(*role)?.signed.targets;
+            for (name, target) in &next.signed.targets {
+                if standing.get(name) != Some(target) {
+                    chunks.extend(self.chunks_of(target)?);
+                }
+            }
+        }
+        for digest in &chunks {
+            if !has_chunk(&self.directory, digest) {
+                return Err(refused(format!(
+                    "chunk {digest} is not in this repository: publish the change where it was made"
+                )));
+            }
+        }
+        Ok(chunks)
+    }
+
+    /// The JSON documents that a proposal adds, replaces or takes away.
+    pub(super) fn documents_of(&self, proposal: &Proposal) -> Result<Vec<String>, SignError> {
+        let mut documents = BTreeSet::new();
+        for role in [SigningRole::Releases, SigningRole::Rollouts] {
+            let Some(next) = proposal.role(role)? else {
+                continue;
+            };
+            let standing = &self.delegated(role)?.signed.targets;
+            let differ = |a: &HashMap<TargetName, Target>, b: &HashMap<TargetName, Target>| {
+                let targets = a.iter().filter(|(name, target)| {
+                    name.raw().ends_with(".json") && b.get(*name) != Some(*target)
+                });
+                let targets = targets.map(|(name, target)| (name.raw().to_owned(), target.clone()));
+                targets.collect::<Vec<_>>()
+            };
+            let changed = differ(&next.targets, standing).into_iter();
+            for (name, target) in changed.chain(differ(standing, &next.targets)) {
+                let bytes = self.read_target(&name, &target, MAX_DOCUMENT_BYTES)?;
+                let text = String::from_utf8(bytes);
+                documents.insert(text.map_err(|_| refused(format!("{name} is not text")))?);
+            }
+        }
+        Ok(documents.into_iter().collect())
     }
 
     fn chunk_refs(&self, target: &Target) -> Result<Vec<ChunkRef>, SignError> {
@@ -122,6 +166,30 @@ impl Repository {
             None => vec![info.sha256],
         })
     }
+}
+
+/// Writes the chunks that a repository's directory does not hold.
+pub(super) fn write_chunks(
+    directory: &Path,
+    chunks: &[(Digest, Vec<u8>)],
+) -> Result<(), SignError> {
+    let mut missing = Vec::new();
+    for (digest, bytes) in chunks {
+        if !has_chunk(directory, digest) {
+            let path = directory.join(chunk_path(digest));
+            if let Some(parent) = path.parent() {
+                durable::create_directory(parent)?;
+            }
+            missing.push((path, bytes.as_slice()));
+        }
+    }
+    Ok(durable::write_batch(&missing, Access::Anyone)?)
+}
+
+/// Compression is not part of a chunk's name: any whole file of that name will do.
+pub(super) fn has_chunk(directory: &Path, digest: &Digest) -> bool {
+    let metadata = std::fs::metadata(directory.join(chunk_path(digest)));
+    metadata.is_ok_and(|m| m.is_file() && m.len() > 0)
 }
 
 /// The repository's own chunks as a source that answers at once.

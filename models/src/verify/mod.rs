@@ -26,7 +26,7 @@ use crate::chunk::ChunkError;
 use crate::name::FileName;
 
 #[cfg(feature = "sign")]
-pub(crate) use chain::{Chain, RoleFile, SIGNED_AT, key_ids};
+pub(crate) use chain::{Chain, RoleFile, SIGNED_AT, key_ids, parse_root, root_follows, signed_at};
 #[cfg(feature = "sign")]
 pub(crate) use link::{LIST, target_info};
 pub use policy::{END_IN_SIGHT, Policy};

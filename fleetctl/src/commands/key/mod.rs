@@ -13,15 +13,21 @@ use super::device::day;
 use crate::operator::Operator;
 use crate::printer::{Printer, table};
 use protect::{Decrypt, Encrypt};
+use signers::{Add, Generate, Revoke, Threshold};
 
 mod protect;
+mod signers;
 
-/// Show the fleet's signing keys, replace and renew them, put them behind a passphrase
+/// Show the fleet's signing keys, replace and renew them, say how many must sign, put them behind a passphrase
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     List(List),
     Rotate(Rotate),
     Renew(Renew),
+    Generate(Generate),
+    Add(Add),
+    Revoke(Revoke),
+    Threshold(Threshold),
     Encrypt(Encrypt),
     Decrypt(Decrypt),
 }
@@ -40,10 +46,12 @@ pub struct List {
 
 /// Give roles new keys, which every device then follows
 ///
-/// For a key that was lost or that somebody may have read. A new root names the new keys, signed by the root keys
-/// before and after; everything is signed anew, so the keys of all roles must be here. The old keys are kept in
-/// keys/retired/. A device that was off meanwhile follows when it is back. Copies of the keys elsewhere (the machine
-/// that runs `fleetctl refresh`) must be replaced by hand.
+/// For a key that was lost or that somebody may have read. A new root names the new keys of root, targets, snapshot and
+/// timestamp, signed by the root keys before and after; new targets name those of releases and rollouts. What the old
+/// keys signed is signed anew. Where keys that must sign are elsewhere, the change waits in a file (see `fleetctl sign
+/// --help`), and the new keys beside the old ones. The old keys are kept in keys/retired/. A device that was off
+/// meanwhile follows when it is back. Copies of the keys elsewhere (the machine that runs `fleetctl refresh`) must be
+/// replaced by hand.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -101,6 +109,10 @@ impl Verb {
             Self::List(args) => args.run(&operator),
             Self::Rotate(args) => args.run(&operator).await,
             Self::Renew(args) => args.run(&operator).await,
+            Self::Generate(args) => args.run(&operator),
+            Self::Add(args) => args.run(&operator).await,
+            Self::Revoke(args) => args.run(&operator).await,
+            Self::Threshold(args) => args.run(&operator).await,
             Self::Encrypt(args) => args.run(&operator),
             Self::Decrypt(args) => args.run(&operator),
         }
@@ -112,7 +124,7 @@ impl List {
         let repository = operator.repository()?;
         let keys = operator.keys(&repository)?;
         let mut rows = vec![
-            ["ROLE", "KEY", "HERE", "VERSION", "UNTIL"]
+            ["ROLE", "KEYS", "MUST SIGN", "HERE", "VERSION", "UNTIL"]
                 .map(str::to_owned)
                 .to_vec(),
         ];
@@ -132,12 +144,13 @@ impl List {
             rows.push(vec![
                 role.role.to_string(),
                 short.join(", "),
+                format!("{} of {}", role.threshold, role.key_ids.len()),
                 here.to_owned(),
                 role.version.to_string(),
                 day(role.expires),
             ]);
             values.push(json!({
-                "role": role.role.name(), "keys": role.key_ids, "here": here == "yes",
+                "role": role.role.name(), "keys": role.key_ids, "threshold": role.threshold, "here": here == "yes", "own": id,
                 "version": role.version, "until": role.expires,
             }));
         }
@@ -157,16 +170,17 @@ impl Rotate {
         let directory = operator.home.keys_directory();
         change(operator, self.offline, |repository, now| {
             let keys = operator.keys(repository)?;
-            for role in SigningRole::ALL {
+            let roles: Vec<SigningRole> = self.roles.iter().map(|role| (*role).into()).collect();
+            for role in &roles {
                 ensure!(
-                    keys.has(role),
-                    "the key of role {role} is not in {}: everything is signed anew, so run this where all keys are",
+                    keys.has(*role),
+                    "the key of role {role} is not in {}: rotate it where it is kept, or take it away with `fleetctl \
+                     key revoke`",
                     directory.display()
                 );
             }
-            let roles: Vec<SigningRole> = self.roles.iter().map(|role| (*role).into()).collect();
             let next = sign::prepare(&directory, operator.home.unlock(), &roles)?;
-            let publication = repository.rotate(&keys, &next, now)?;
+            let publication = repository.replace_keys(&roles, &keys, &next, now)?;
             sign::settle(&directory, repository)?;
             Ok(publication)
         })
@@ -183,7 +197,7 @@ impl Renew {
     async fn run(self, operator: &Operator) -> Result<ExitCode> {
         change(operator, self.offline, |repository, now| {
             let keys = operator.keys(repository)?;
-            Ok(repository.rotate(&keys, &keys, now)?)
+            Ok(repository.renew(&keys, now)?)
         })
         .await?;
         Ok(ExitCode::SUCCESS)
@@ -209,9 +223,9 @@ async fn change(
             .await?;
     }
     operator.printer.note(&format!(
-        "root {version} is signed{}",
+        "the change is signed{}; root {version} holds",
         if offline {
-            "; carry it with `fleetctl export`"
+            ", carry it with `fleetctl export`"
         } else {
             " and published"
         }
