@@ -48,7 +48,14 @@ const START_AGAIN: i32 = 133;
 /// A container, which ends with the thread that booted it, and its files, which go with it.
 pub struct Container {
     files: TempDir,
+    lent: Vec<Lent>,
     nspawn: Option<Running>,
+}
+
+/// A device of the machine, by a node of the container's own: its owner and mode may change.
+struct Lent {
+    node: PathBuf,
+    device: PathBuf,
 }
 
 /// Its systemd-nspawn. The groups go after the process.
@@ -89,6 +96,7 @@ impl Container {
             .expect("a directory");
         let container = Self {
             files,
+            lent: Vec::new(),
             nspawn: None,
         };
         // The system's own files are never written to, so links do; everything else is a copy.
@@ -164,6 +172,19 @@ impl Container {
         process::run(Command::new("chmod").args(["-R", "a+rX"]).arg(&target)).expect_success();
     }
 
+    /// Lets a container that is not booted yet use a device of this machine.
+    pub fn lend(&mut self, device: &Path) {
+        let name = device.file_name().expect("a device's name");
+        let node = self.root().join("srv/lent").join(name);
+        fs::create_dir_all(node.parent().expect("a parent")).expect("make a directory");
+        let mut copy = Command::new("cp");
+        process::run(copy.arg("-a").arg(device).arg(&node)).expect_success();
+        self.lent.push(Lent {
+            node,
+            device: device.to_owned(),
+        });
+    }
+
     /// Boots it and waits until its systemd has started everything.
     pub fn boot(&mut self) {
         let cgroups = Cgroups::new(&self.name()).expect("control groups");
@@ -172,6 +193,10 @@ impl Container {
             .args(ENDING_TOGETHER)
             .args(["systemd-nspawn", "--boot"]);
         command.args(OPTIONS).arg("--directory").arg(self.root());
+        for lent in &self.lent {
+            let (node, device) = (lent.node.display(), lent.device.display());
+            command.arg(format!("--bind={node}:{device}"));
+        }
         let log = self.root().with_extension("console");
         self.nspawn = Some(Running {
             process: Process::start("the container", command, &log),

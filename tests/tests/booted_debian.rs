@@ -3,6 +3,7 @@
 //! Each scenario boots a Debian of its own in a container. Where no container can run, they are counted as
 //! ignored and the reason is printed.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use edgeward_models::Digest;
@@ -16,6 +17,7 @@ use serde_json::Value;
 
 const MODEL: &str = "digits";
 const INFER: &str = "http://localhost/v2/models/digits/infer";
+const LATENCY: &str = "/dev/cpu_dma_latency";
 const CREDENTIAL: &str = "/run/credentials/edgeward.service/edgeward-tls.key";
 
 /// A caller's patience, in seconds.
@@ -83,6 +85,9 @@ tokens = [{{ name = "tests", sha256 = "{token}" }}]
         container.copy(&doors.join("door-key.pem"), key, 0o600);
         let question = known("digits-1.0.0", 0).request.to_string();
         container.write("srv/question.json", &question, 0o644);
+        if Path::new(LATENCY).exists() {
+            container.lend(Path::new(LATENCY));
+        }
         container.boot();
         let booted = Self { container, fleet };
         booted.enroll();
@@ -242,6 +247,8 @@ fn the_unit_answers_whom_it_should_inside_a_whole_sandbox() {
     let resident = resident.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
     assert!(resident.is_some_and(|bytes| bytes > 1 << 20), "{metrics}");
 
+    keeps_cores_awake_where_the_administrator_allows_it(&booted);
+
     // Without Landlock no worker starts, and the status says so.
     container.drop_in("[Service]\nSystemCallFilter=~landlock_create_ruleset\n");
     container.root_runs(&["systemctl", "restart", "edgeward.service"]);
@@ -261,6 +268,27 @@ fn the_unit_answers_whom_it_should_inside_a_whole_sandbox() {
     let secret = key.lines().nth(1).expect("a line of the key");
     assert!(journal.contains("edgeward"), "no journal");
     assert!(!journal.contains(TOKEN) && !journal.contains(secret));
+}
+
+/// The shipped drop-in, beside what the unit forbids: it opens one device to the agent and no other.
+#[allow(clippy::print_stderr)]
+fn keeps_cores_awake_where_the_administrator_allows_it(booted: &Booted) {
+    if !Path::new(LATENCY).exists() {
+        eprintln!("SKIPPED: this machine has no {LATENCY} to try the drop-in with");
+        return;
+    }
+    let container = &booted.container;
+    let held = || {
+        let descriptors = format!("/proc/{}/fd", booted.main_pid());
+        let listed = container.root_runs(&["ls", "-l", &descriptors]);
+        listed.contains(LATENCY).then_some(()).ok_or(listed)
+    };
+    held().expect_err("the unit as it is hides devices");
+    container.drop_in(include_str!("../../systemd/edgeward-awake.conf"));
+    container.root_runs(&["systemctl", "restart", "edgeward.service"]);
+    booted.wait_answers("a start with the drop-in");
+    held().expect("the agent holds the device");
+    assert_eq!(booted.status()["sandbox"], "enforced");
 }
 
 fn systemd_brings_the_agent_back_and_a_reboot_offline_serves_on() {

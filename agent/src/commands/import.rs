@@ -17,7 +17,7 @@ use crate::fleet::reconcile::{ImportEvent, ImportOutcome, ImportRequest};
 use crate::fleet::state::act_as_owner;
 use crate::serving::Engine;
 use crate::watch::audit::Audit;
-use crate::worker::Spawner;
+use crate::worker::{Spawner, turns};
 
 /// The running program, whatever a package update puts at its path meanwhile.
 const OWN_PROGRAM: &str = "/proc/self/exe";
@@ -39,6 +39,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, config: &Path) -> anyhow::Result<ExitCode> {
+        turns::give_way(turns::NICENESS);
         let config = Config::load(config)?;
         // Opened with the caller's rights; from here on only the descriptor is used.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

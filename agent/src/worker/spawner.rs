@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 
-use super::WorkerError;
+use super::{WorkerError, turns};
 
 /// Starts workers. Cheap to clone.
 #[derive(Clone)]
@@ -43,6 +43,8 @@ impl Spawner {
         std::thread::Builder::new()
             .name("worker-spawner".to_owned())
             .spawn(move || {
+                // So do the processes: what is to be loaded makes way from its first instruction on.
+                turns::give_way(0);
                 for request in queue {
                     let child = spawn(&program, request.control);
                     // Whoever asked may have gone; then the worker sees its control socket close and ends.

@@ -17,8 +17,11 @@ pub struct Loading {
     pub versions: usize,
 }
 
-/// Imports `repositories`, each with a further version of another model, while one client asks. Each import
-/// is measured by itself: the client stops when the version is active.
+/// How many imports share one figure: a single one lasts for too few requests to have a 99th percentile.
+pub const IMPORTS_PER_RUN: usize = 4;
+
+/// Imports `repositories`, each with a further version of another model, while one client asks. The client stops
+/// whenever a version is active, so that no quiet moment is counted.
 pub fn measure(
     device: &Device,
     door: &Door,
@@ -28,18 +31,21 @@ pub fn measure(
 ) -> Loading {
     let mut quiet = Vec::new();
     let mut loading = Vec::new();
-    for repository in repositories {
-        quiet.push(load(door, request, 1, time / 4).p99_us);
-        let over = AtomicBool::new(false);
+    for run in repositories.chunks(IMPORTS_PER_RUN) {
+        quiet.push(load(door, request, 1, time).p99_us);
         let begun = Instant::now();
-        let latencies = std::thread::scope(|scope| {
-            let client = scope.spawn(|| ask_until(door, request, &over));
-            device
-                .edgeward(&["import", path(repository)])
-                .expect_success();
-            over.store(true, Ordering::Relaxed);
-            client.join().expect("the client")
-        });
+        let asked_meanwhile = |repository: &PathBuf| {
+            let over = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let client = scope.spawn(|| ask_until(door, request, &over));
+                device
+                    .edgeward(&["import", path(repository)])
+                    .expect_success();
+                over.store(true, Ordering::Relaxed);
+                client.join().expect("the client")
+            })
+        };
+        let latencies = run.iter().flat_map(asked_meanwhile).collect();
         loading.push(Run::new(latencies, begun.elapsed()).p99_us);
     }
     Loading {

@@ -11,6 +11,7 @@
 #![allow(clippy::print_stdout)]
 
 mod client;
+mod costs;
 mod floor;
 mod loading;
 mod measure;
@@ -27,9 +28,10 @@ use edgeward_tests::fleet::path;
 use edgeward_tests::{Device, Fleet, binaries, device, http, python};
 
 use client::Door;
+use costs::Meter;
 use floor::Floor;
-use loading::Loading;
-use measure::{Figure, Run, load};
+use loading::{IMPORTS_PER_RUN, Loading};
+use measure::{Figure, Run, load, load_after};
 use peers::Peer;
 use question::{Encoding, Model, check_answer};
 use report::{Case, Memory, PeerReport, Report};
@@ -112,9 +114,16 @@ impl Bench {
             (Encoding::Binary, "unix-binary-tiny"),
             (Encoding::Json, "unix-json-tiny"),
         ] {
-            cases.extend(self.measure(name, &TINY, encoding, &self.unix()));
+            cases.extend(self.measure(name, &TINY, encoding, &self.unix(), Some(tiny_worker)));
         }
-        cases.extend(self.measure("tls-binary-tiny", &TINY, Encoding::Binary, &self.tls()));
+        let tls = self.tls();
+        cases.extend(self.measure(
+            "tls-binary-tiny",
+            &TINY,
+            Encoding::Binary,
+            &tls,
+            Some(tiny_worker),
+        ));
         let worker_bytes = system::resident_bytes(tiny_worker);
         let mut memory = Memory {
             agent_idle,
@@ -130,7 +139,7 @@ impl Bench {
             let worker = system::only_new_child(self.device.pid(), &known);
             assert_isolated(self.device.pid(), worker);
             known.push(worker);
-            cases.extend(self.measure(name, model, Encoding::Binary, &self.unix()));
+            cases.extend(self.measure(name, model, Encoding::Binary, &self.unix(), Some(worker)));
             memory
                 .workers
                 .push((model.name, system::resident_bytes(worker)));
@@ -152,7 +161,7 @@ impl Bench {
 
     /// The millisecond model's p99 while further versions of the picture's model come in.
     fn measure_loading(&self) -> Loading {
-        let repositories: Vec<PathBuf> = (1..=self.runs)
+        let repositories: Vec<PathBuf> = (1..=self.runs * IMPORTS_PER_RUN)
             .map(|number| {
                 let file = self
                     .models
@@ -203,7 +212,7 @@ impl Bench {
                 ("http-json-tiny", &TINY, Encoding::Json),
                 ("http-binary-1ms", &MILLISECOND, Encoding::Binary),
             ] {
-                cases.extend(self.measure(name, model, encoding, &peer.door()));
+                cases.extend(self.measure(name, model, encoding, &peer.door(), None));
             }
             PeerReport {
                 name: peer.name,
@@ -272,6 +281,7 @@ impl Bench {
         model: &Model,
         encoding: Encoding,
         door: &Door,
+        worker: Option<u32>,
     ) -> Vec<Case> {
         let wanted = std::env::var("BENCH_CASES").unwrap_or_default();
         if !name.contains(&wanted) {
@@ -294,8 +304,13 @@ impl Bench {
             let pairs: Vec<(Run, Run)> = (0..self.runs)
                 .map(|_| (floor.run(time / 4), load(door, &request, clients, time)))
                 .collect();
+            let costs = worker.map(|worker| {
+                let meter = Meter::start(self.device.pid(), worker);
+                let run = load_after(door, &request, clients, time, Duration::ZERO);
+                meter.stop(run.requests)
+            });
             println!("{name}, {clients} client(s): measured");
-            Case::new(name, clients, &pairs)
+            Case::new(name, clients, &pairs, costs)
         });
         measured.into_iter().collect()
     }

@@ -11,6 +11,7 @@ use crate::client::Door;
 /// What one run of a case measured.
 #[derive(Debug, Clone, Copy)]
 pub struct Run {
+    pub requests: u64,
     pub p50_us: f64,
     pub p99_us: f64,
     pub per_second: f64,
@@ -25,6 +26,7 @@ impl Run {
             found.map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e6)
         };
         Self {
+            requests: latencies.len() as u64,
             p50_us: at(0.50),
             p99_us: at(0.99),
             per_second: latencies.len() as f64 / elapsed.as_secs_f64(),
@@ -67,9 +69,19 @@ fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
 
 /// `clients` connections that ask the same question over and over, each waiting for its answer.
 pub fn load(door: &Door, request: &[u8], clients: usize, time: Duration) -> Run {
+    load_after(door, request, clients, time, time / 5)
+}
+
+/// The same after asking for as long as `warm_up` says.
+pub fn load_after(
+    door: &Door,
+    request: &[u8],
+    clients: usize,
+    time: Duration,
+    warm_up: Duration,
+) -> Run {
     let barrier = Barrier::new(clients);
-    let started = Instant::now();
-    let warm_until = started + time / 5;
+    let warm_until = Instant::now() + warm_up;
     let ends = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..clients)
             .map(|_| {

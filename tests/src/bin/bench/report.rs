@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::costs::Costs;
 use crate::loading::Loading;
 use crate::measure::{Figure, Run};
 
@@ -41,11 +42,18 @@ pub struct Case {
     per_second: Figure,
     /// Requests per second over what one bare interpreter does in a loop.
     share_of_floor: Figure,
+    /// Known of our own processes only.
+    costs: Option<Costs>,
 }
 
 impl Case {
     /// Each pair: the bare interpreter, then the agent.
-    pub fn new(name: &'static str, clients: usize, pairs: &[(Run, Run)]) -> Self {
+    pub fn new(
+        name: &'static str,
+        clients: usize,
+        pairs: &[(Run, Run)],
+        costs: Option<Costs>,
+    ) -> Self {
         let shares = pairs
             .iter()
             .map(|(floor, run)| run.per_second / floor.per_second);
@@ -57,6 +65,7 @@ impl Case {
             p99_us: Figure::low_is_good(pairs.iter().map(|(_, run)| run.p99_us)),
             per_second: Figure::high_is_good(pairs.iter().map(|(_, run)| run.per_second)),
             share_of_floor: Figure::high_is_good(shares),
+            costs,
         }
     }
 
@@ -88,9 +97,13 @@ impl Report {
             "of bare"
         );
         self.cases.iter().for_each(|case| text += &case.line());
+        text += "\nwhat a request costs: microseconds of processor time, and how often agent and worker fall asleep\n\n";
+        self.cases
+            .iter()
+            .for_each(|case| text += &case.costs_line());
         for peer in &self.peers {
             text += &format!(
-                "{}, plain HTTP on loopback, resident {}\n",
+                "\n{}, plain HTTP on loopback, resident {}\n",
                 peer.name,
                 mebibytes(peer.resident_bytes)
             );
@@ -171,6 +184,20 @@ impl Case {
         )
     }
 
+    fn costs_line(&self) -> String {
+        self.costs.map_or_else(String::new, |costs| {
+            format!(
+                "{:18} {:>7} client {:>6.1}  agent {:>6.1}  worker {:>7.1}  sleeps {:>5.2}\n",
+                self.name,
+                self.clients,
+                costs.client_us,
+                costs.agent_us,
+                costs.worker_us,
+                costs.switches
+            )
+        })
+    }
+
     fn json(&self) -> serde_json::Value {
         json!({
             "case": self.name,
@@ -181,6 +208,12 @@ impl Case {
             "added_p50_us": round(self.added().median),
             "requests_per_s": round(self.per_second.median),
             "share_of_bare_loop": round(self.share_of_floor.median),
+            "costs": self.costs.map(|costs| json!({
+                "client_us": round(costs.client_us),
+                "agent_us": round(costs.agent_us),
+                "worker_us": round(costs.worker_us),
+                "sleeps": round(costs.switches),
+            })),
             "worst": {
                 "floor_p50_us": round(self.floor_p50_us.worst),
                 "p50_us": round(self.p50_us.worst),
