@@ -181,12 +181,24 @@ impl Bench {
     /// that wait beside it.
     fn measure_batching(&mut self) -> Vec<Case> {
         self.install(&WIDE);
-        let mut cases = self.measure("unix-wide-apart", &WIDE, Encoding::Binary, &self.unix());
+        let mut cases = self.measure(
+            "unix-wide-apart",
+            &WIDE,
+            Encoding::Binary,
+            &self.unix(),
+            None,
+        );
         self.device.stop();
         let batching = "\n[models.wide.batching]\nmax_batch_size = 8\n\n[tflite]\n";
         self.device.configure("\n[tflite]\n", batching);
         self.device.start();
-        cases.extend(self.measure("unix-wide-joined", &WIDE, Encoding::Binary, &self.unix()));
+        cases.extend(self.measure(
+            "unix-wide-joined",
+            &WIDE,
+            Encoding::Binary,
+            &self.unix(),
+            None,
+        ));
         cases
     }
 
