@@ -28,6 +28,7 @@ use tracing::Instrument;
 
 use super::auth::Gate;
 use super::awake::Awake;
+use super::destination::{Destination, Pick, sticky_key};
 use super::error::ApiError;
 use super::oip::{infer, metadata};
 use super::outgoing::Outgoing;
@@ -314,11 +315,13 @@ impl Connection {
                 if let Some(awake) = &self.shared.awake {
                     awake.note(arrival);
                 }
-                let resolve = || resolve(target);
+                let pick = target.version.map(Pick::Version);
+                let key = sticky_key(&parts.headers)?;
+                let to = Destination::new(engine, target.model, pick, key);
                 let (shared, headers) = (&self.shared, &parts.headers);
                 let mut inference = self.begin(token);
                 let answered =
-                    infer::infer(resolve, shared, arrival, headers, incoming, &mut inference).await;
+                    infer::infer(to, shared, arrival, headers, incoming, &mut inference).await;
                 inference.ended(ApiError::outcome_of(&answered));
                 answered
             }

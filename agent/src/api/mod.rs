@@ -2,7 +2,7 @@
 //!
 //! `commands::serve` binds the doors early (a wrong key or a socket in use stops the start before anything
 //! is loaded) and opens them when the models answer. A request passes [`accept`] (a place, a connection),
-//! [`auth`] with [`peers`] or [`tls`] (who asks), [`connection`] (limits of time), [`route`] and [`oip`], or
+//! [`auth`] with [`peers`] or [`tls`] (who asks), [`connection`] (limits of time), [`route`], [`destination`] and [`oip`], or
 //! [`grpc`] and [`oip_grpc`], or [`tfs`] (what is asked), and then `serving`. Errors become status codes in [`error`] only.
 //!
 //! Promises: nothing listens on the network unless the configuration says so, and then only with
@@ -17,6 +17,7 @@ pub mod body;
 pub mod coding;
 mod connection;
 mod decimal;
+pub mod destination;
 pub mod error;
 pub mod grpc;
 pub mod json;

@@ -5,7 +5,7 @@
 //! [`Engine::activate`] routes to it. A verified version that works keeps serving: nothing that a new version,
 //! a delegate or a caller does takes it away.
 //!
-//! Reading order: `engine`, `versions` and `routes`
+//! Reading order: `engine`, `versions`, `split` and `routes`
 //! (which version answers), `served` (a request's way), `sequences` (models that keep state), `loaded` (one version), `evidence`, `golden`,
 //! `proof` and `aside` (delegates are proven), `supervise` and `poison` (after a crash), `admission`, `budget`, `stats`, `metrics`.
 
@@ -27,6 +27,7 @@ mod proof;
 mod routes;
 mod sequences;
 mod served;
+mod split;
 mod stats;
 mod supervise;
 mod versions;
@@ -36,6 +37,7 @@ pub use engine::{Engine, EngineEvent, Prepared, ServedModel};
 pub use error::{LoadFailure, ServeError};
 pub use sequences::{Sequence, SequenceId};
 pub use served::{Request, Served};
+pub use split::StickyKey;
 pub use stats::{Outcome, Statistics};
 
 pub use crate::worker::Answer;

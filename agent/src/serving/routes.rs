@@ -13,6 +13,7 @@ use super::engine::{Engine, Prepared, RETRY_AFTER_RESTART_SECONDS};
 use super::error::ServeError;
 use super::loaded::{Hold, Loaded};
 use super::served::Served;
+use super::split::StickyKey;
 use super::supervise::supervise;
 use super::versions::Versions;
 
@@ -31,6 +32,15 @@ impl Engine {
     /// Finds the version that a label means.
     pub fn resolve_label(&self, model: &str, label: &str) -> Result<Served, ServeError> {
         self.find(model, |versions| versions.labelled(label))
+    }
+
+    /// Finds the version for a request that names none: by the split of the model's routing, equal keys to the same
+    /// one; without a split the active one.
+    pub fn choose(&self, model: &str, key: StickyKey) -> Result<Served, ServeError> {
+        self.find(model, |versions| {
+            let chosen = versions.chosen(key);
+            chosen.ok_or_else(|| self.shared.not_served(model))
+        })
     }
 
     /// All versions of a model that are loaded, the active one first.

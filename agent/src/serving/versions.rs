@@ -11,6 +11,7 @@ use edgeward_models::{Manifest, ModelName, Version};
 
 use super::error::{RETRY_SOON_SECONDS, ServeError};
 use super::loaded::Loaded;
+use super::split::{Split, StickyKey};
 
 /// Foreign text that an error quotes, in characters.
 const QUOTED: usize = 80;
@@ -22,6 +23,8 @@ pub(super) struct Versions {
     beside: Vec<Arc<Loaded>>,
     /// What is wanted beside the active version, and how requests find it.
     routing: Routing,
+    /// Of the requests that name no version.
+    split: Split,
     /// Versions that should be served beside the active one and are not, with the reason.
     lacking: BTreeMap<Version, String>,
 }
@@ -34,6 +37,7 @@ impl Versions {
             active: None,
             beside: Vec::new(),
             routing: Routing::default(),
+            split: Split::default(),
             lacking: BTreeMap::new(),
         }
     }
@@ -104,6 +108,7 @@ impl Versions {
         self.lacking.retain(|version, _| routing.wants(version));
         let unwanted = |loaded: &mut Arc<Loaded>| !routing.wants(&loaded.manifest().version);
         let gone = self.beside.extract_if(.., unwanted).collect();
+        self.split = Split::new(&routing.split);
         self.routing = routing;
         gone
     }
@@ -121,6 +126,16 @@ impl Versions {
     fn is_active(&self, version: &Version) -> bool {
         let active = self.active.as_ref();
         active.is_some_and(|active| active.manifest().version == *version)
+    }
+
+    /// The version that answers a request which names none. One that cannot answer now is passed over; without a
+    /// split, and if nothing of it can answer, it is the active version.
+    pub(super) fn chosen(&self, key: StickyKey) -> Option<&Arc<Loaded>> {
+        let able = |version: &Version| {
+            let loaded = self.all().find(|l| l.manifest().version == *version);
+            loaded.filter(|loaded| loaded.ready())
+        };
+        self.split.choose(key, able).or(self.active.as_ref())
     }
 
     /// The version that a text means: a release number, a semantic version or a label.

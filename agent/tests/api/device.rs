@@ -107,8 +107,20 @@ impl Device {
 
     /// Serves a sample, with a changed manifest.
     pub async fn serve(&self, name: &str, change: impl FnOnce(&mut Value)) {
-        let directory = self.directory.path().join(name);
-        std::fs::create_dir_all(&directory).expect("directory");
+        let prepared = self.engine.prepare(&self.install(name, change)).await;
+        self.engine.activate(prepared.expect("prepared"));
+    }
+
+    /// Serves a sample beside the active version of its model, whose routing must want it.
+    pub async fn serve_beside(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        let version = self.install(name, change);
+        let prepared = self.engine.prepare_beside(&version).await;
+        self.engine.serve_beside(prepared.expect("prepared"));
+    }
+
+    fn install(&self, name: &str, change: impl FnOnce(&mut Value)) -> InstalledVersion {
+        let directory = tempfile::tempdir_in(self.directory.path());
+        let directory = directory.expect("directory").keep();
         for entry in std::fs::read_dir(sample(name)).expect("sample") {
             let entry = entry.expect("entry");
             std::fs::copy(entry.path(), directory.join(entry.file_name())).expect("copy");
@@ -119,9 +131,7 @@ impl Device {
         change(&mut manifest);
         let bytes = serde_json::to_vec(&manifest).expect("JSON");
         std::fs::write(&path, &bytes).expect("manifest");
-        let version = InstalledVersion::open(&directory, &Digest::of(&bytes)).expect("version");
-        let prepared = self.engine.prepare(&version).await.expect("prepared");
-        self.engine.activate(prepared);
+        InstalledVersion::open(&directory, &Digest::of(&bytes)).expect("version")
     }
 
     pub async fn client(&self) -> Client<UnixStream> {

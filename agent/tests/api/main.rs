@@ -16,3 +16,4 @@ mod records;
 mod sequences;
 mod smuggling;
 mod tls;
+mod versions;

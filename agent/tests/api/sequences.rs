@@ -12,7 +12,7 @@ const ADD: &str = "/v2/models/accumulator/infer";
 const SAMPLE: &str = "accumulator-1.0.0";
 
 /// Adds `value` in a sequence: `START`, `END`, both or neither.
-fn add(id: impl Into<Value>, flags: &[&str], value: f64) -> String {
+pub fn add(id: impl Into<Value>, flags: &[&str], value: f64) -> String {
     let mut parameters = json!({"sequence_id": id.into()});
     for flag in flags {
         parameters[*flag] = json!(true);
@@ -21,8 +21,8 @@ fn add(id: impl Into<Value>, flags: &[&str], value: f64) -> String {
     json!({"parameters": parameters, "inputs": [input]}).to_string()
 }
 
-const START: &str = "sequence_start";
-const END: &str = "sequence_end";
+pub const START: &str = "sequence_start";
+pub const END: &str = "sequence_end";
 
 fn sum(reply: Reply) -> f64 {
     assert_eq!(reply.status, 200, "{reply:?}");

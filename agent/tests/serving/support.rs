@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use edgeward_agent::config::{Config, DelegateProfile};
-use edgeward_agent::serving::{Answer, Engine, ServeError};
+use edgeward_agent::serving::{Answer, Engine, ServeError, Served, StickyKey};
 use edgeward_agent::watch::page::{Form, Page};
 use edgeward_agent::worker::Spawner;
 use edgeward_models::manifest::{DelegateChoice, GoldenVectors};
@@ -213,7 +213,22 @@ async fn infer_version(
     batch: &[u8],
     deadline: Duration,
 ) -> Result<Answer, ServeError> {
-    let served = engine.resolve(model, version)?;
+    put(&engine.resolve(model, version)?, batch, deadline).await
+}
+
+/// The same for the version that a key means.
+pub async fn ask_by_key(
+    engine: &Engine,
+    model: &str,
+    key: StickyKey,
+    input: &[f32],
+) -> Result<Vec<f32>, ServeError> {
+    let served = engine.choose(model, key)?;
+    let answer = put(&served, &bytes(input), PATIENCE).await?;
+    Ok(floats(answer.output(0)))
+}
+
+async fn put(served: &Served, batch: &[u8], deadline: Duration) -> Result<Answer, ServeError> {
     let spec = &served.manifest().signatures[0].inputs[0];
     let mut shape = spec.shape.clone();
     let one: i64 = shape[1..].iter().product();

@@ -1,7 +1,12 @@
 //! Several versions of a model at once: each found by its names, none in another's way.
 
-use edgeward_agent::serving::ServeError;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use edgeward_agent::serving::{ServeError, StickyKey};
 use edgeward_models::fleet::routing::{Routing, parse_label};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::support::*;
 
@@ -135,6 +140,105 @@ async fn a_version_beside_becomes_active_and_the_active_one_stays_if_it_is_wante
         finds(&device, None),
         Err(ServeError::UnknownModel(_))
     ));
+}
+
+fn split(weights: [u32; 2]) -> Routing {
+    let versions = ["1.0.0", "2.0.0"].map(|v| v.parse().expect("version"));
+    Routing {
+        split: versions.into_iter().zip(weights).collect(),
+        ..Routing::default()
+    }
+}
+
+#[tokio::test]
+async fn a_split_passes_over_a_version_that_cannot_answer_now() {
+    let device = two_versions(&[]).await;
+    let model = "digits".parse().expect("name");
+    device.engine.route(&model, split([0, 1]));
+    let chosen = || {
+        let served = device.engine.choose("digits", StickyKey::of(b"someone"));
+        served.expect("a version").manifest().version.to_string()
+    };
+    assert_eq!(chosen(), "2.0.0");
+    assert_eq!(
+        finds(&device, None).expect("found"),
+        "1.0.0",
+        "what is active is no matter of chance"
+    );
+    device
+        .engine
+        .withdraw(&model, &"2.0.0".parse().expect("version"), "it fails");
+    assert_eq!(chosen(), "1.0.0", "the active one answers for it");
+}
+
+#[tokio::test]
+async fn no_request_is_lost_or_answered_twice_while_versions_come_and_go() {
+    let device = Device::new();
+    let packages = ["digits-1.0.0", "digits-2.0.0"].map(|s| device.sample(s));
+    let answers = ["digits-1.0.0", "digits-2.0.0"].map(|s| golden(s).1);
+    let (input, _) = golden("digits-1.0.0");
+    let model: edgeward_models::ModelName = "digits".parse().expect("name");
+    device.serve(&packages[0]).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let askers = (0..4u64).map(|asker| {
+        let (engine, stop) = (device.engine.clone(), stop.clone());
+        let (input, answers) = (input.clone(), answers.clone());
+        tokio::spawn(async move {
+            let mut counts = [0u64; 2];
+            let mut keys = StdRng::seed_from_u64(asker);
+            while !stop.load(Ordering::Relaxed) {
+                let key = StickyKey::of(&keys.random::<[u8; 4]>());
+                let answer = ask_by_key(&engine, "digits", key, &input).await;
+                let answer = answer.expect("no failure");
+                let which = answers.iter().position(|expected| close(&answer, expected));
+                counts[which.expect("the answer of a version")] += 1;
+            }
+            counts
+        })
+    });
+    let askers: Vec<_> = askers.collect();
+    let mut chance = StdRng::seed_from_u64(5);
+    for _ in 0..40 {
+        let which = chance.random_range(0..2);
+        match chance.random_range(0..5) {
+            0 => device.serve(&packages[which]).await,
+            1 => device.serve_beside(&packages[which]).await,
+            2 => {
+                let version = packages[which].manifest().version.clone();
+                device.engine.withdraw(&model, &version, "a test");
+            }
+            3 => device.engine.route(&model, Routing::default()),
+            _ => {
+                let weights = [chance.random_range(0..9), chance.random_range(1..9)];
+                device.engine.route(&model, split(weights));
+                device.serve_beside(&packages[which]).await;
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut counts = [0; 2];
+    for asker in askers {
+        let [first, second] = asker.await.expect("no failure");
+        counts = [counts[0] + first, counts[1] + second];
+    }
+    assert!(counts.iter().all(|count| *count > 10), "{counts:?}");
+    device.engine.shutdown().await;
+    let samples = device.engine.take_samples();
+    let failed: u64 = samples
+        .iter()
+        .map(|s| s.failed + s.refused + s.crashes)
+        .sum();
+    assert_eq!(failed, 0);
+    for (count, package) in counts.iter().zip(&packages) {
+        let version = &package.manifest().version;
+        let of_it = samples.iter().filter(|s| s.version == *version);
+        let succeeded: u64 = of_it.map(|s| s.succeeded).sum();
+        assert_eq!(
+            succeeded, *count,
+            "as many answers of {version} as were counted there"
+        );
+    }
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::ArgGroup;
 use edgeward_models::fleet::rollout::DesiredState;
-use edgeward_models::fleet::routing::{Routing, parse_label};
+use edgeward_models::fleet::routing::{Routing, parse_label, parse_weight};
 use edgeward_models::name::{GroupName, LabelName, ModelName, Version};
 use edgeward_models::sign::Repository;
 use jiff::Timestamp;
@@ -34,6 +34,7 @@ use crate::watch::{self, Wanted, Watch, What};
 #[command(group = ArgGroup::new("what").required(true).multiple(true), after_long_help = "\
 Examples:
   fleetctl route digits --group radiology --label stable=1.0.0 --label canary=2.0.0
+  fleetctl route digits --group radiology --label canary=2.0.0 --split 1.0.0=90,2.0.0=10
   fleetctl route digits --group radiology --clear")]
 pub struct Args {
     model: ModelName,
@@ -43,11 +44,14 @@ pub struct Args {
     /// A name that requests may use instead of the version
     #[arg(long = "label", value_name = "NAME=VERSION", value_parser = parse_label, group = "what")]
     labels: Vec<(LabelName, Version)>,
+    /// How requests that name no version are split, by weight; those with one sticky key go to the same version
+    #[arg(long, value_name = "VERSION=WEIGHT,…", value_delimiter = ',', value_parser = parse_weight, group = "what")]
+    split: Vec<(Version, u32)>,
     /// A version to be served that nothing else here names
     #[arg(long = "also", value_name = "VERSION", group = "what")]
     versions: Vec<Version>,
     /// The active version alone
-    #[arg(long, group = "what", conflicts_with_all = ["labels", "versions"])]
+    #[arg(long, group = "what", conflicts_with_all = ["labels", "split", "versions"])]
     clear: bool,
     #[command(flatten)]
     waiting: Waiting,
@@ -61,6 +65,7 @@ impl Args {
         let routing = Routing {
             rollout: None,
             labels: self.labels.into_iter().collect(),
+            split: self.split.into_iter().collect(),
             versions: self.versions.into_iter().collect(),
         };
         let desired = routed(&repository, before, &self.group, &self.model, routing)?;

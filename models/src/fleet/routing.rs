@@ -29,6 +29,9 @@ pub struct Routing {
     /// Names that requests may use instead of a version.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<LabelName, Version>,
+    /// How requests that name no version are split, by weight. Empty: the active version answers them all.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub split: BTreeMap<Version, u32>,
 }
 
 /// What is wrong with a routing.
@@ -40,8 +43,12 @@ pub enum RoutingError {
     Labels(usize),
     #[error("the label {0} reads as a version; give it another name")]
     Label(LabelName),
+    #[error("its split has no version with a weight above 0")]
+    Split,
     #[error("{0:?} is not NAME=VERSION")]
     Form(String),
+    #[error("{0:?} is not VERSION=WEIGHT, with a whole number from 0 to 4294967295")]
+    Weight(String),
     #[error("{0}")]
     Name(String),
 }
@@ -49,17 +56,20 @@ pub enum RoutingError {
 impl Routing {
     /// Nothing beside the active version.
     pub fn is_empty(&self) -> bool {
-        self.versions.is_empty() && self.labels.is_empty()
+        self.versions.is_empty() && self.labels.is_empty() && self.split.is_empty()
     }
 
     /// All versions that it names.
     pub fn named(&self) -> BTreeSet<&Version> {
-        self.versions.iter().chain(self.labels.values()).collect()
+        let named = self.versions.iter().chain(self.labels.values());
+        named.chain(self.split.keys()).collect()
     }
 
     /// Whether it has this version served.
     pub fn wants(&self, version: &Version) -> bool {
-        self.versions.contains(version) || self.labels.values().any(|v| v == version)
+        self.versions.contains(version)
+            || self.split.contains_key(version)
+            || self.labels.values().any(|v| v == version)
     }
 
     /// Holds it to its bounds.
@@ -70,6 +80,9 @@ impl Routing {
         }
         if self.labels.len() > MAX_LABELS {
             return Err(RoutingError::Labels(self.labels.len()));
+        }
+        if !self.split.is_empty() && self.split.values().all(|weight| *weight == 0) {
+            return Err(RoutingError::Split);
         }
         let ambiguous = |label: &&LabelName| {
             let text = label.as_str();
@@ -82,13 +95,18 @@ impl Routing {
     }
 }
 
-/// As people write it: `labels canary=2.0.0, stable=1.0.0; also 3.0.0`.
+/// As people write it: `labels canary=2.0.0; split 1.0.0=90, 2.0.0=10; also 3.0.0`.
 impl fmt::Display for Routing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pairs = |(label, version): (&LabelName, &Version)| format!("{label}={version}");
         let labels: Vec<_> = self.labels.iter().map(pairs).collect();
+        let weights = self
+            .split
+            .iter()
+            .map(|(version, weight)| format!("{version}={weight}"));
+        let split: Vec<_> = weights.collect();
         let also: Vec<_> = self.versions.iter().map(Version::to_string).collect();
-        let parts = [("labels", labels), ("also", also)];
+        let parts = [("labels", labels), ("split", split), ("also", also)];
         let parts = parts.iter().filter(|(_, list)| !list.is_empty());
         let parts = parts.map(|(what, list)| format!("{what} {}", list.join(", ")));
         f.write_str(&parts.collect::<Vec<_>>().join("; "))
@@ -101,6 +119,16 @@ pub fn parse_label(text: &str) -> Result<(LabelName, Version), RoutingError> {
     let (label, version) = pair.ok_or_else(|| RoutingError::Form(text.to_owned()))?;
     let name = |e: crate::name::NameError| RoutingError::Name(e.to_string());
     Ok((label.parse().map_err(name)?, version.parse().map_err(name)?))
+}
+
+/// Reads `VERSION=WEIGHT`, as people write a share.
+pub fn parse_weight(text: &str) -> Result<(Version, u32), RoutingError> {
+    let wrong = || RoutingError::Weight(text.to_owned());
+    let (version, weight) = text.split_once('=').ok_or_else(wrong)?;
+    let version = version
+        .parse()
+        .map_err(|e: crate::name::NameError| RoutingError::Name(e.to_string()))?;
+    Ok((version, weight.parse().map_err(|_| wrong())?))
 }
 
 /// What a device says of a model's routing.
@@ -149,6 +177,18 @@ mod tests {
         }
         for malformed in ["canary", "=2.0.0", "canary=", "canary=two", "a b=1.0.0"] {
             assert!(parse_label(malformed).is_err(), "{malformed}");
+        }
+        let split = |weights: &[&str]| Routing {
+            split: weights
+                .iter()
+                .map(|w| parse_weight(w).expect("a weight"))
+                .collect(),
+            ..Routing::default()
+        };
+        assert_eq!(split(&["1.0.0=90", "2.0.0=0"]).check(), Ok(()));
+        assert_eq!(split(&["1.0.0=0"]).check(), Err(RoutingError::Split));
+        for malformed in ["1.0.0", "1.0.0=", "1.0.0=-1", "=1", "1.0.0=4294967296"] {
+            assert!(parse_weight(malformed).is_err(), "{malformed}");
         }
         let many = |count| Routing {
             versions: (0..count).map(|n| Version::new(n, 0, 0)).collect(),

@@ -40,6 +40,7 @@ use self::rpc::{Rpc, Unary};
 use super::body::{Body, Limit};
 use super::coding::{self, Coding};
 use super::connection::{Closing, Shared};
+use super::destination::sticky_key;
 use super::error::ApiError;
 use super::oip::infer::on_own_thread;
 use super::oip_grpc;
@@ -47,7 +48,7 @@ use super::outgoing::Outgoing;
 use super::pulse::Answering;
 use super::tfs;
 use crate::config::Limits;
-use crate::serving::ServeError;
+use crate::serving::{ServeError, StickyKey};
 use crate::watch::inference::{Caller, Inference};
 
 /// The limit of messages without tensors.
@@ -73,6 +74,8 @@ pub struct Call {
     pub arrival: Instant,
     /// The time that its caller gives it.
     pub patience: Option<Duration>,
+    /// What its requests that name no version stick together by.
+    pub sticky_key: Option<StickyKey>,
     closing: watch::Receiver<Closing>,
     /// Of the messages that come, and of those that go.
     coding: Option<Coding>,
@@ -151,6 +154,7 @@ impl Call {
             caller,
             arrival,
             patience: headers.get(TIMEOUT).map(patience).transpose()?,
+            sticky_key: sticky_key(headers)?,
             closing,
             coding,
             answers: coding.filter(accepts),

@@ -26,9 +26,10 @@ use super::request::InferRequest;
 use crate::api::body::{self, Body};
 use crate::api::coding::Coding;
 use crate::api::connection::Shared;
+use crate::api::destination::{self, Destination};
 use crate::api::error::ApiError;
 use crate::config::Limits;
-use crate::serving::{Answer, Request, Sequence, ServeError, Served};
+use crate::serving::{Answer, Request, Sequence, ServeError, Served, StickyKey};
 use crate::watch::inference::Inference;
 
 /// Milliseconds that the caller gives the whole request.
@@ -39,9 +40,9 @@ pub const TIMEOUT_HEADER: &str = "edgeward-timeout-ms";
 pub const LONG_JSON: usize = 256 << 10;
 const LONG_COPY: usize = 8 << 20;
 
-/// Answers one request that arrived at `arrival`. `resolve` finds the version that the path means.
+/// Answers one request that arrived at `arrival`.
 pub async fn infer(
-    resolve: impl Fn() -> Result<Served, ApiError>,
+    mut destination: Destination<'_>,
     shared: &Shared,
     arrival: Instant,
     headers: &HeaderMap,
@@ -50,13 +51,19 @@ pub async fn infer(
 ) -> Result<Response<Full<Bytes>>, ApiError> {
     let limits = &shared.config.limits;
     let json_length = number_header(headers, HEADER_LENGTH)?;
-    let (served, body, asked) = gathered(resolve, shared, headers, incoming, inference).await?;
-    let (prepared, body) = on_time(
-        arrival,
-        asked.unwrap_or(limits.default_deadline()),
-        prepare_in_turn(served.manifest(), body, json_length),
-    )
-    .await?;
+    let resolve = || destination.resolve();
+    let found = gathered(resolve, shared, headers, incoming, inference).await?;
+    let (mut served, body, asked) = found;
+    let time = asked.unwrap_or(limits.default_deadline());
+    let prepare = |served: &Served, body| {
+        let manifest = Arc::clone(served.manifest());
+        on_time(arrival, time, prepare_in_turn(manifest, body, json_length))
+    };
+    let (mut prepared, mut body) = prepare(&served, body).await?;
+    if let Some(other) = destination.stick(prepared.key(), &served)? {
+        served = other;
+        (prepared, body) = prepare(&served, body).await?;
+    }
     let put = put(&served, prepared, body, asked, arrival, limits, inference);
     let (answer, wish, timeout) = put.await?;
     if !reply::is_long(&answer, &wish) {
@@ -129,6 +136,7 @@ pub async fn put(
         fills,
         wish,
         sequence,
+        sticky_key: _,
     } = prepared;
     inference.about(served.manifest());
     inference.read(wish.id.as_deref(), body.len());
@@ -233,19 +241,27 @@ pub struct Prepared {
     pub fills: Vec<Fill>,
     pub wish: Wish,
     sequence: Option<Sequence>,
+    sticky_key: Option<StickyKey>,
+}
+
+impl Prepared {
+    /// What requests with it stick together by.
+    pub fn key(&self) -> Option<StickyKey> {
+        let sequence = || self.sequence.as_ref().map(destination::sequence_key);
+        self.sticky_key.or_else(sequence)
+    }
 }
 
 /// [`prepare`], on a thread of its own where there is much JSON.
 async fn prepare_in_turn(
-    manifest: &Arc<Manifest>,
+    manifest: Arc<Manifest>,
     body: Body,
     json_length: Option<u64>,
 ) -> Result<(Prepared, Body), ApiError> {
     let json = json_length.unwrap_or(u64::MAX).min(body.len() as u64);
     if json <= LONG_JSON as u64 {
-        return Ok((prepare(manifest, &body, json_length)?, body));
+        return Ok((prepare(&manifest, &body, json_length)?, body));
     }
-    let manifest = Arc::clone(manifest);
     on_own_thread(move || Ok((prepare(&manifest, &body, json_length)?, body))).await
 }
 
@@ -271,6 +287,7 @@ pub fn prepare(
                 outputs: outputs.collect(),
             },
             sequence: None,
+            sticky_key: None,
         });
     }
     let json_length = match json_length {
@@ -321,7 +338,7 @@ pub fn checked(
     let outputs = reply::wished_outputs(&request, signature)?;
     let (fills, bytes) = inputs::matched(&request, signature, &json)?;
     let timeout = request.timeout;
-    let sequence = request.sequence;
+    let (sequence, sticky_key) = (request.sequence, request.sticky_key);
     let wish = Wish {
         manifest: Arc::clone(manifest),
         signature: index,
@@ -335,6 +352,7 @@ pub fn checked(
         fills,
         wish,
         sequence,
+        sticky_key,
     })
 }
 

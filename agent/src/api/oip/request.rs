@@ -11,6 +11,7 @@
 //! | `signature_name` | the request | which signature of the model; absent: its first |
 //! | `sequence_id` | the request | for a model that keeps state: which sequence it belongs to, a number or a text; 0 and "": none |
 //! | `sequence_start`, `sequence_end` | the request | it is the first, the last of its sequence |
+//! | `sticky_key` | the request | requests with the same one that name no version go to the same one: a text or a whole number |
 //! | `binary_data_size` | an input | its bytes follow the JSON, in the order of the inputs |
 //! | `binary_data` | an output | binary or JSON |
 
@@ -18,9 +19,10 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Duration;
 
+use crate::api::destination::MAX_KEY_BYTES;
 use crate::api::error::ApiError;
 use crate::api::json::{Reader, Scalar};
-use crate::serving::{Sequence, SequenceId};
+use crate::serving::{Sequence, SequenceId, StickyKey};
 
 mod tensors;
 
@@ -45,6 +47,7 @@ pub struct InferRequest<'a> {
     pub timeout: Option<Duration>,
     pub signature: Option<Cow<'a, str>>,
     pub sequence: Option<Sequence>,
+    pub sticky_key: Option<StickyKey>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -199,6 +202,19 @@ impl<'a> InferRequest<'a> {
                     _ => &mut sequence.end,
                 };
                 *place = is;
+            }
+            "sticky_key" => {
+                self.sticky_key = Some(match value {
+                    Scalar::Text(text) if (1..=MAX_KEY_BYTES).contains(&text.len()) => {
+                        StickyKey::of(text.as_bytes())
+                    }
+                    other => {
+                        let number = other.as_u64().ok_or_else(|| {
+                            wrong_type(key, "a whole number or a string of 1 to 1024 bytes")
+                        })?;
+                        StickyKey::of(number.to_string().as_bytes())
+                    }
+                });
             }
             _ => {
                 return Err(ApiError::invalid(format!(

@@ -10,14 +10,14 @@ use prost::Message;
 use super::messages::{
     InferOutputTensor, InferParameter, ModelInferResponse, ModelStreamInferResponse,
 };
-use super::metadata::resolve;
 use super::request::{self, Asked, Target};
 use crate::api::body::Body;
+use crate::api::destination::{Destination, Pick};
 use crate::api::error::ApiError;
 use crate::api::grpc::{Call, framing};
 use crate::api::oip::infer::{on_own_thread, put};
 use crate::api::oip::reply::Wish;
-use crate::serving::Answer;
+use crate::serving::{Answer, Served};
 use crate::watch::inference::Inference;
 
 /// Longer messages are read on a thread of their own.
@@ -87,18 +87,8 @@ async fn put_to_model(
     if let Some(awake) = &shared.awake {
         awake.note(arrival);
     }
-    let served = {
-        let target = Target::of(&body)?;
-        resolve(&shared.engine, &target.model, &target.version)?
-    };
-    inference.about(served.manifest());
-    let asked;
-    (asked, body) = if body.len() > LONG {
-        let manifest = served.manifest().clone();
-        on_own_thread(move || Ok((request::prepare(&manifest, &body)?, body))).await?
-    } else {
-        (request::prepare(served.manifest(), &body)?, body)
-    };
+    let (served, asked);
+    (served, asked, body) = found(call, body, inference).await?;
     let Asked {
         prepared,
         typed,
@@ -111,6 +101,38 @@ async fn put_to_model(
     );
     let (answer, wish, _) = put.await?;
     Ok(Reply::new(answer, &wish, marks_final))
+}
+
+/// Finds the version that a message is for, and reads the message for it.
+async fn found(
+    call: &Call,
+    body: Body,
+    inference: &mut Inference,
+) -> Result<(Served, Asked, Body), ApiError> {
+    let target = Target::of(&body)?;
+    let (model, version) = (target.model.into_owned(), target.version.into_owned());
+    let pick = (!version.is_empty()).then_some(Pick::Version(&version));
+    let engine = &call.shared.engine;
+    let mut destination = Destination::new(engine, &model, pick, call.sticky_key);
+    let served = destination.resolve()?;
+    inference.about(served.manifest());
+    let (asked, body) = prepare(&served, body).await?;
+    match destination.stick(asked.prepared.key(), &served)? {
+        None => Ok((served, asked, body)),
+        Some(other) => {
+            let (asked, body) = prepare(&other, body).await?;
+            Ok((other, asked, body))
+        }
+    }
+}
+
+/// Reads a message for a version, on a thread of its own where it is long.
+async fn prepare(served: &Served, body: Body) -> Result<(Asked, Body), ApiError> {
+    if body.len() <= LONG {
+        return Ok((request::prepare(served.manifest(), &body)?, body));
+    }
+    let manifest = served.manifest().clone();
+    on_own_thread(move || Ok((request::prepare(&manifest, &body)?, body))).await
 }
 
 impl Reply {

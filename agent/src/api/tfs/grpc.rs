@@ -7,9 +7,9 @@ use super::messages::{
     Any, GetModelMetadataRequest, GetModelMetadataResponse, GetModelStatusRequest,
     GetModelStatusResponse, Int64Value, ModelSpec,
 };
-use super::route::Pick;
 use super::{number, status, tensor};
 use crate::api::body::Body;
+use crate::api::destination::{Destination, Pick};
 use crate::api::error::ApiError;
 use crate::api::grpc::{Call, decode, framing};
 use crate::api::oip::infer::{on_own_thread, put};
@@ -123,7 +123,10 @@ async fn predict(
         awake.note(call.arrival);
     }
     let spec = tensor::model_spec(&body)?;
-    let served = resolve(&shared.engine, &spec)?;
+    let served = asked(&spec, |pick| {
+        let pick = super::named(pick);
+        Destination::new(&shared.engine, &spec.name, pick, call.sticky_key).resolve()
+    })?;
     inference.about(served.manifest());
     let read;
     (read, body) = if body.len() > LONG {

@@ -14,9 +14,10 @@
 //! | `ModelService` | `GetModelStatus`; `HandleReloadConfigRequest` is refused, since versions are the fleet's |
 //!
 //! **Versions** are numbers here: a version's number is its release, which `fleetctl` counts up with each push (the
-//! model's metadata and `fleetctl status` tell it); 0 means the active version, as clients of OpenVINO Model Server
-//! send it; a path may also name the semantic version. **Labels** are those of the model's routing; one that there is
-//! not is answered 404. **Signatures**: without `signature_name`, or with `serving_default` where no signature is called so, the
+//! model's metadata and `fleetctl status` tell it); 0 names none, as clients of OpenVINO Model Server send
+//! it; a path may also name the semantic version. **Labels** are those of the model's routing; one that there is
+//! not is answered 404. A request that names none goes where [`crate::api::destination`] says; over HTTP the
+//! header `Edgeward-Model-Version` tells which version answered. **Signatures**: without `signature_name`, or with `serving_default` where no signature is called so, the
 //! model's first one is meant.
 //!
 //! What differs from TensorFlow Serving: NaN and infinities are no JSON and refused as over [`crate::api::oip`] (422
@@ -40,11 +41,13 @@ use bytes::Bytes;
 use edgeward_models::Manifest;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::header::HeaderValue;
 use hyper::{HeaderMap, Response};
 
 use self::request::{Form, prepare};
-use self::route::{Asked, Pick, Question};
+use self::route::{Asked, Question};
 use super::connection::Shared;
+use super::destination::{Destination, Pick, sticky_key};
 use super::error::ApiError;
 use super::oip::infer::{LONG_JSON, gathered, on_own_thread, on_time, put};
 use super::oip::reply::is_long;
@@ -53,19 +56,25 @@ use crate::watch::inference::Inference;
 
 pub use self::grpc::{Method, answer};
 
+/// Which version answered.
+const VERSION_HEADER: &str = "edgeward-model-version";
+
 /// The signature that everybody asks for.
 const DEFAULT_SIGNATURE: &str = "serving_default";
 
-/// Finds the version that a request means.
+/// What a request says of the version: 0 is none, as clients of OpenVINO Model Server send it.
+fn named(pick: Option<Pick<'_>>) -> Option<Pick<'_>> {
+    let zero = |pick: &Pick<'_>| matches!(pick, Pick::Version(v) if v.bytes().all(|b| b == b'0'));
+    pick.filter(|pick| !zero(pick))
+}
+
+/// The version that a question about a model itself means.
 fn resolve(engine: &Engine, model: &str, pick: Option<Pick<'_>>) -> Result<Served, ApiError> {
-    match pick {
-        None => Ok(engine.resolve(model, None)?),
-        Some(Pick::Version(version)) => {
-            let active = version.bytes().all(|digit| digit == b'0');
-            Ok(engine.resolve(model, (!active).then_some(version))?)
-        }
-        Some(Pick::Label(label)) => Ok(engine.resolve_label(model, label)?),
-    }
+    Ok(match named(pick) {
+        None => engine.resolve(model, None)?,
+        Some(Pick::Version(version)) => engine.resolve(model, Some(version))?,
+        Some(Pick::Label(label)) => engine.resolve_label(model, label)?,
+    })
 }
 
 /// The versions that a question about the state of a model means: those that are served, unless it names one.
@@ -111,9 +120,11 @@ pub async fn respond(
         Question::Classify => Form::Classify,
         Question::Regress => Form::Regress,
     };
+    let key = sticky_key(headers)?;
+    let destination = Destination::new(&shared.engine, asked.model, named(asked.pick), key);
     let mut inference = begin();
     let answered = infer(
-        resolve,
+        || destination.resolve(),
         form,
         shared,
         arrival,
@@ -152,9 +163,16 @@ async fn infer(
     let (prepared, body, form) = on_time(arrival, time, reading).await?;
     let put = put(&served, prepared, body, given, arrival, limits, inference);
     let (answer, wish, timeout) = put.await?;
-    if !is_long(&answer, &wish) {
-        return reply::build(&answer, &wish, form);
+    let built = if is_long(&answer, &wish) {
+        let built = on_own_thread(move || reply::build(&answer, &wish, form));
+        on_time(arrival, timeout, built).await
+    } else {
+        reply::build(&answer, &wish, form)
+    };
+    let mut response = built?;
+    // The protocol has no place for it in an answer.
+    if let Ok(version) = HeaderValue::try_from(served.manifest().version.to_string()) {
+        response.headers_mut().insert(VERSION_HEADER, version);
     }
-    let built = on_own_thread(move || reply::build(&answer, &wish, form));
-    on_time(arrival, timeout, built).await
+    Ok(response)
 }

@@ -1,5 +1,7 @@
 //! Paths of TensorFlow Serving's REST: `/v1/models/M[/versions/V|/labels/L][:VERB|/metadata]`.
 
+use crate::api::destination::Pick;
+
 /// What is asked of which model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Asked<'a> {
@@ -22,13 +24,6 @@ impl Question {
     pub fn is_posted(self) -> bool {
         !matches!(self, Self::Status | Self::Metadata)
     }
-}
-
-/// Which version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pick<'a> {
-    Version(&'a str),
-    Label(&'a str),
 }
 
 /// What stands behind `/v1/models/`.
