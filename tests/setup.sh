@@ -89,6 +89,20 @@ if [ "${1:-}" = --tests ]; then
     fi
     "$environment/bin/python" tests/python/fetch_public_models.py "${CARGO_TARGET_DIR:-target}/public-models"
 
+    # Prometheus's own check of the alert rules, out of Debian's package and without the server. Without it that check
+    # is left out, and says so.
+    promtool=${CARGO_TARGET_DIR:-target}/promtool
+    if [ ! -x "$promtool" ]; then
+        say "fetching promtool"
+        unpacked=$(mktemp -d)
+        if (cd "$unpacked" && apt-get download -qq prometheus && dpkg-deb --extract prometheus_*.deb .) >/dev/null 2>&1; then
+            mv "$unpacked/usr/bin/promtool" "$promtool"
+        else
+            say "no prometheus package from here: the alert rules are not checked by promtool"
+        fi
+        rm -rf "$unpacked"
+    fi
+
     # The Debian of the scenarios with a systemd of their own, from where this machine gets its packages. Without
     # it those scenarios are skipped, and say so.
     debian=${CARGO_TARGET_DIR:-target}/debian

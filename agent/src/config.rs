@@ -47,6 +47,7 @@ pub struct Config {
     pub trust: Trust,
     pub telemetry: Telemetry,
     pub audit: Audit,
+    pub metrics: Metrics,
     pub log: Log,
 }
 
@@ -67,6 +68,7 @@ impl Default for Config {
             trust: Trust::default(),
             telemetry: Telemetry::default(),
             audit: Audit::default(),
+            metrics: Metrics::default(),
             log: Log::default(),
         }
     }
@@ -401,6 +403,21 @@ pub enum InferenceRecords {
     PerCallerMinute,
     /// None.
     Off,
+}
+
+/// The metrics page.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Other servers under whose names the models' metrics are shown once more.
+    pub names_of: Vec<NamesOf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NamesOf {
+    Triton,
+    TensorflowServing,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]

@@ -66,6 +66,11 @@ pub fn debian() -> Option<PathBuf> {
     Some(in_target("debian")).filter(|path| path.exists())
 }
 
+/// Prometheus's tool that checks rules, if tests/setup.sh could get it.
+pub fn promtool() -> Option<PathBuf> {
+    Some(in_target("promtool")).filter(|path| path.exists())
+}
+
 /// A public model, by its package and its name without `.tflite`, such as `mediapipe/hand_recrop`.
 pub fn public_model(name: &str) -> PathBuf {
     let path = in_target("public-models").join(format!("{name}.tflite"));

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{self, HeaderValue};
+use hyper::header;
 use hyper::http::request::Parts;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
@@ -35,17 +35,19 @@ use super::outgoing::Outgoing;
 use super::pulse::{Answering, Felt, Patience, Pulse, Verdict};
 use super::route::Route;
 use super::sparing::Sparing;
-use super::{body, coding, grpc, tfs};
+use super::trace::Trace;
+use super::{body, coding, grpc, metrics, tfs};
 use crate::config::Config;
 use crate::serving::Engine;
 use crate::watch::inference::{Caller, Inference, Recorder, Who};
-use crate::watch::page::{Form, Page};
+use crate::watch::metrics::Metrics;
 
 /// What every connection of a door shares.
 pub struct Shared {
     pub config: Arc<Config>,
     pub engine: Engine,
     pub recorder: Recorder,
+    pub metrics: Arc<Metrics>,
     /// For the bodies of all doors.
     pub bodies: body::Room,
     pub awake: Option<Arc<Awake>>,
@@ -120,7 +122,12 @@ pub async fn serve<S>(
         let connection = Arc::clone(&connection);
         async move {
             let answering = connection.pulse.request(http2);
-            Ok::<_, Infallible>(connection.respond(request, answering).await)
+            let trace = Trace::of(request.headers());
+            let mut response = connection.respond(request, trace.as_ref(), answering).await;
+            if let Some(trace) = trace {
+                trace.tell(response.headers_mut());
+            }
+            Ok::<_, Infallible>(response)
         }
     });
     let stream = TokioIo::new(Felt::new(stream, ahead, http2, Arc::clone(&pulse)));
@@ -236,6 +243,7 @@ impl Connection {
     async fn respond(
         &self,
         request: Request<Incoming>,
+        trace: Option<&Trace>,
         answering: Answering,
     ) -> Response<Outgoing> {
         let arrival = Instant::now();
@@ -255,7 +263,17 @@ impl Connection {
                 return refuse(error, &parts, &mut incoming, answering).await;
             }
         };
-        let span = tracing::debug_span!("request", path = parts.uri.path(), token);
+        let path = parts.uri.path();
+        let span = match trace {
+            None => tracing::debug_span!("request", path, token),
+            // Somebody wants to find its lines.
+            Some(Trace {
+                trace_id,
+                parent_id,
+                span_id,
+                ..
+            }) => tracing::info_span!("request", path, token, trace_id, parent_id, span_id),
+        };
         if grpc {
             let (shared, closing) = (Arc::clone(&self.shared), self.closing.clone());
             let caller = self.caller(token);
@@ -343,18 +361,7 @@ impl Connection {
             Route::Models => metadata::models(engine),
             Route::Model(target) => metadata::model(engine, &resolve(target)?),
             Route::ModelReady(target) => metadata::model_ready(engine, &resolve(target)?),
-            Route::Metrics => {
-                let form = Form::Prometheus;
-                let mut page = Page::new(form);
-                engine.write_metrics(&mut page);
-                self.shared.recorder.write_metrics(&mut page);
-                let mut response = Response::new(Full::new(Bytes::from(page.finish())));
-                let content_type = HeaderValue::from_static(form.content_type());
-                response
-                    .headers_mut()
-                    .insert(header::CONTENT_TYPE, content_type);
-                Ok(response)
-            }
+            Route::Metrics => Ok(metrics::answer(&self.shared.metrics, &parts.headers)),
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod destination;
 pub mod error;
 pub mod grpc;
 pub mod json;
+mod metrics;
 pub mod numbers;
 pub mod oip;
 pub mod oip_grpc;
@@ -33,6 +34,7 @@ pub mod route;
 mod sparing;
 pub mod tfs;
 pub mod tls;
+mod trace;
 pub mod unix;
 
 use std::net::SocketAddr;
@@ -56,6 +58,7 @@ use crate::config::Config;
 use crate::fleet::state::TRUST_DIRECTORY;
 use crate::serving::Engine;
 use crate::watch::inference::Recorder;
+use crate::watch::metrics::Metrics;
 
 /// Bound listeners that do not accept yet.
 pub struct Doors {
@@ -112,12 +115,19 @@ impl Doors {
     }
 
     /// Starts to accept.
-    pub fn open(self, config: Arc<Config>, engine: Engine, recorder: Recorder) -> OpenDoors {
+    pub fn open(
+        self,
+        config: Arc<Config>,
+        engine: Engine,
+        recorder: Recorder,
+        metrics: Metrics,
+    ) -> OpenDoors {
         let (closing, watch) = watch::channel(Closing::Open);
         let mut loops = JoinSet::new();
         let mut places = Vec::new();
         let bodies = body::Room::new(config.limits.max_bodies_bytes);
         let awake = keep_awake(&config);
+        let metrics = Arc::new(metrics);
         // Each door has its own places: strangers on the network cannot lock local callers out.
         let mut shared = || {
             let count = u32::try_from(config.limits.max_connections).unwrap_or(u32::MAX);
@@ -127,6 +137,7 @@ impl Doors {
                 config: Arc::clone(&config),
                 engine: engine.clone(),
                 recorder: recorder.clone(),
+                metrics: metrics.clone(),
                 bodies: bodies.clone(),
                 awake: awake.clone(),
                 places: door,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,10 +12,13 @@ use tracing::{info, warn};
 
 use crate::api::{Doors, OpenDoors};
 use crate::config::Config;
+use crate::fleet::FleetTasks;
 use crate::serving::Engine;
 use crate::shutdown::Signals;
 use crate::watch::audit::Audit;
 use crate::watch::inference::Recorder;
+use crate::watch::metrics::Metrics;
+use crate::watch::resources::{self, Resources};
 use crate::worker::{Spawner, turns};
 use crate::{VERSION, fleet, logging, watchdog};
 
@@ -74,7 +77,8 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    let doors = doors.open(config.clone(), engine.clone(), recorder.clone());
+    let metrics = metrics(&config, &engine, &recorder, &started);
+    let doors = doors.open(config.clone(), engine.clone(), recorder.clone(), metrics);
     tell_systemd(NotifyState::Ready);
     info!(models = engine.models().len(), "serving");
 
@@ -95,6 +99,30 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
         signal = signals.stop() => warn!(signal, "told twice: stopped without waiting for requests"),
     }
     Ok(())
+}
+
+/// Who writes the metrics page.
+fn metrics(
+    config: &Arc<Config>,
+    engine: &Engine,
+    recorder: &Recorder,
+    fleet: &FleetTasks,
+) -> Metrics {
+    let mut metrics = Metrics::default();
+    let engine = engine.clone();
+    metrics.add(move |page| engine.write_metrics(page));
+    let recorder = recorder.clone();
+    metrics.add(move |page| recorder.write_metrics(page));
+    let fleet = fleet.metrics();
+    metrics.add(move |page| fleet.write(page));
+    let resources = Mutex::new(Resources::new());
+    let config = config.clone();
+    metrics.add(move |page| {
+        let mut resources = resources.lock().unwrap_or_else(|e| e.into_inner());
+        let sample = resources.sample(&config.state_directory);
+        resources::write_metrics(&sample, page);
+    });
+    metrics
 }
 
 /// A driver that compiles for the first time may take longer than the service manager waits. Each load has its own

@@ -3,6 +3,7 @@
 //! Changing something that others can see wakes whoever watches [`Board::changes`].
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use edgeward_models::fleet::health::Soak;
@@ -13,6 +14,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::job::Role;
+use super::metrics::Figures;
 use crate::serving::Engine;
 use crate::watch::audit::Audit;
 pub use routing::RoutingLine;
@@ -28,6 +30,7 @@ pub struct Board {
     facts: Mutex<Facts>,
     changes: watch::Sender<u64>,
     boot_id: String,
+    pub figures: Figures,
 }
 
 /// What the fleet side knows beside the engine's own list.
@@ -78,6 +81,7 @@ impl Board {
             facts: Mutex::default(),
             changes: watch::Sender::new(0),
             boot_id: hex::encode(rand::random::<[u8; 8]>()),
+            figures: Figures::default(),
         }
     }
 
@@ -135,6 +139,12 @@ impl Board {
             // It is not wanted any more.
             (Role::Beside, None) => {}
         });
+    }
+
+    /// The newest verified metadata was signed at this time.
+    pub fn trusts(&self, signed_at: Timestamp) {
+        let figure = &self.figures.metadata_signed_at;
+        figure.store(signed_at.as_second(), Ordering::Relaxed);
     }
 
     pub fn error(&self, text: impl Into<String>) {

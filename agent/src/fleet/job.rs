@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use edgeward_models::chunk::ChunkError;
@@ -205,7 +206,8 @@ impl Workshop {
                     board.progress(model, version, role, Phase::Fetching { have, of }, None);
                 })
                 .await?;
-            metrics::counter!("edgeward_fetched_bytes_total").increment(fetched);
+            let figure = &board.figures.fetched_bytes;
+            figure.fetch_add(fetched, Ordering::Relaxed);
             info!(%model, %version, bytes, fetched, "version fetched");
             let put_together = parts
                 .clone()

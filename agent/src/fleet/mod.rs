@@ -10,6 +10,7 @@
 //! holds up a request; the engine's own tasks stay on the runtime that serves.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -30,6 +31,7 @@ use admin::Admin;
 use board::{Board, chain};
 use identity::{Identity, TrustedClock};
 use job::Workshop;
+use metrics::FleetMetrics;
 use mqtt::{Link, LinkState};
 use reconcile::{ImportRequest, Membership, Reconciler, Wires};
 use state::StateDirectory;
@@ -45,6 +47,7 @@ mod deadline;
 pub mod goal;
 pub mod identity;
 pub mod job;
+pub mod metrics;
 pub mod mqtt;
 pub mod outbox;
 mod pause;
@@ -73,6 +76,7 @@ pub struct FleetTasks {
     stop: watch::Sender<bool>,
     thread: std::thread::JoinHandle<()>,
     imports: mpsc::Sender<ImportRequest>,
+    metrics: Arc<FleetMetrics>,
 }
 
 /// Starts what `serve` needs: loads the active versions from disk *before it returns* (so a boot without
@@ -150,6 +154,11 @@ async fn begin(
         }
         _ => None,
     };
+    let metrics = Arc::new(FleetMetrics {
+        board,
+        audit,
+        credentials: identity.as_ref().map(|i| i.credentials.clone()),
+    });
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .on_thread_start(|| turns::give_way(turns::NICENESS))
@@ -180,10 +189,16 @@ async fn begin(
         stop,
         thread,
         imports,
+        metrics,
     })
 }
 
 impl FleetTasks {
+    /// Its part of the metrics page.
+    pub fn metrics(&self) -> Arc<FleetMetrics> {
+        self.metrics.clone()
+    }
+
     /// Applies a repository; the events end with `Done`.
     pub async fn import(&self, request: ImportRequest) -> anyhow::Result<()> {
         self.imports
@@ -307,6 +322,7 @@ async fn watch_link(workshop: Arc<Workshop>, link: Link) {
     let broker = link.broker();
     let mut state = link.state();
     let mut recorded: Option<Instant> = None;
+    let mut before = false;
     let mut refused = Vec::new();
     loop {
         let now = state.borrow_and_update().clone();
@@ -320,6 +336,11 @@ async fn watch_link(workshop: Arc<Workshop>, link: Link) {
             facts.link = Some(text);
             facts.connected = connected;
         });
+        if connected && !before {
+            let figure = &workshop.board.figures.connections;
+            figure.fetch_add(1, Ordering::Relaxed);
+        }
+        before = connected;
         // A broker that flaps must not fill the log.
         if connected && recorded.is_none_or(|at| at.elapsed() > CONNECTION_RECORDS) {
             recorded = Some(Instant::now());
@@ -374,6 +395,7 @@ fn join_fleet(
             .begins
             .max(trust.trusted_time()),
     ));
+    board.trusts(trust.trusted_time());
     if let Ok(Some(repository)) = trust.current(jiff::Timestamp::now(), policy) {
         board.change(|facts| {
             facts.timestamp_version = repository.timestamp_version();

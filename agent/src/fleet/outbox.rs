@@ -43,6 +43,11 @@ impl Outbox {
         self.store.next_key()
     }
 
+    /// Samples that wait, and their bytes.
+    pub fn waiting(&self) -> (u64, u64) {
+        (self.store.records(), self.store.bytes())
+    }
+
     /// Samples that were discarded since the outbox was made.
     pub fn dropped(&self) -> u64 {
         self.store.dropped()

@@ -4,6 +4,7 @@
 //! here is reported and never more than that: it is the least important thing an agent does.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use edgeward_models::codec;
@@ -143,6 +144,11 @@ impl Reporter {
     /// Shows what was lost.
     fn tell(&self) {
         let lost = self.unkept + self.outbox.as_ref().map_or(0, Outbox::dropped);
+        let (samples, bytes) = self.outbox.as_ref().map_or((0, 0), Outbox::waiting);
+        let figures = &self.workshop.board.figures;
+        figures.outbox_samples.store(samples, Ordering::Relaxed);
+        figures.outbox_bytes.store(bytes, Ordering::Relaxed);
+        figures.lost_samples.store(lost, Ordering::Relaxed);
         let mut texts = Vec::new();
         if lost > 0 {
             texts.push(format!(
@@ -198,7 +204,11 @@ impl Reporter {
                 return Ok(());
             };
             match published {
-                Ok(()) => outbox.arrived(&parcel)?,
+                Ok(()) => {
+                    outbox.arrived(&parcel)?;
+                    let figure = &self.workshop.board.figures.sent_samples;
+                    figure.fetch_add(parcel.samples.len() as u64, Ordering::Relaxed);
+                }
                 Err(LinkError::TooLarge { .. }) if parcel.samples.len() > 1 => {
                     self.parcel_samples = parcel.samples.len() / 2;
                 }

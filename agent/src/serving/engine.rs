@@ -19,13 +19,14 @@ use super::aside::aside;
 use super::budget::grant;
 use super::error::{LoadFailure, ServeError};
 use super::evidence::Subject;
+use super::known_names;
 use super::loaded::Loaded;
-use super::metrics;
+use super::metrics::{self, Lifecycle};
 use super::proof::Prover;
 use super::stats::Outcome;
 use super::supervise::Skipped;
 use super::versions::{Versions, shortened};
-use crate::config::Config;
+use crate::config::{Config, NamesOf};
 use crate::watch::page::Page;
 use crate::worker::cpu::usable_cores;
 use crate::worker::{Spawner, turns};
@@ -58,6 +59,8 @@ pub(super) struct Shared {
     drains: Mutex<Vec<JoinHandle<()>>>,
     /// Last samples of versions that ended.
     parted: Mutex<Vec<ModelSample>>,
+    /// How often versions came and went, by model.
+    lifecycle: Mutex<BTreeMap<ModelName, Lifecycle>>,
 }
 
 /// A version that is loaded, proven and warm, and not yet routed to. Dropped, it ends its worker.
@@ -124,6 +127,7 @@ impl Engine {
                 closing: watch::Sender::new(false),
                 drains: Mutex::default(),
                 parted: Mutex::default(),
+                lifecycle: Mutex::default(),
             }),
         }
     }
@@ -162,7 +166,12 @@ impl Engine {
             let proven = prover.prove(&subject, &[]).await?;
             Ok((subject, proven))
         };
-        let (subject, proven) = aside(&manifest, turns::NICENESS, proving).await?;
+        let proven = aside(&manifest, turns::NICENESS, proving).await;
+        self.shared.count(&manifest.model, |life| match &proven {
+            Ok(_) => life.loads += 1,
+            Err(_) => life.failed_loads += 1,
+        });
+        let (subject, proven) = proven?;
         let (active, choice) = (proven.active.clone(), proven.choice);
         let refused = proven.refused.clone();
         let loaded = Loaded::new(subject, grant, &self.shared.config.limits, proven);
@@ -227,7 +236,15 @@ impl Engine {
 
     /// Metrics of all served versions.
     pub fn write_metrics(&self, page: &mut Page) {
-        metrics::write(page, &self.shared.versions());
+        let versions = self.shared.versions();
+        metrics::write(page, &versions);
+        metrics::write_lifecycle(page, &lock(&self.shared.lifecycle));
+        for names in &self.shared.config.metrics.names_of {
+            match names {
+                NamesOf::Triton => known_names::triton(page, &versions),
+                NamesOf::TensorflowServing => known_names::tensorflow(page, &versions),
+            }
+        }
     }
 
     /// Refuse new requests, let those in flight finish within `limits.drain_timeout`, end all workers.
@@ -300,7 +317,12 @@ impl Shared {
             }
             parted.push(last);
         }
+        self.count(&manifest.model, |life| life.unloads += 1);
         info!(model = %manifest.model, version = %manifest.version, "version unloaded");
+    }
+
+    fn count(&self, model: &ModelName, change: impl FnOnce(&mut Lifecycle)) {
+        change(lock(&self.lifecycle).entry(model.clone()).or_default());
     }
 
     /// Why nothing answers for a model.

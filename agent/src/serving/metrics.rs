@@ -2,7 +2,10 @@
 //!
 //! Written from counters that exist anyway, when somebody asks: no request pays for it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use edgeward_models::ModelName;
 
 use super::loaded::Loaded;
 use super::stats::{Outcome, Shown};
@@ -79,6 +82,15 @@ pub(super) fn write(page: &mut Page, versions: &[Arc<Loaded>]) {
         let requests = worker.in_flight();
         page.value("edgeward_worker_requests", &version.labels(), requests);
     }
+    let name = "edgeward_delegated_ratio";
+    page.gauge(name, "Share of the graph's nodes that the delegate took.");
+    for version in &named {
+        let active = version.loaded.active();
+        let all = f64::from(active.total_nodes.max(1));
+        let share = f64::from(active.delegated_nodes) / all;
+        let labels = version.with("delegate", active.delegate.as_str());
+        page.value(name, &labels, share);
+    }
     page.gauge(
         "edgeward_graph_nodes",
         "Nodes of the graph: taken by the delegate, and all.",
@@ -94,6 +106,30 @@ pub(super) fn write(page: &mut Page, versions: &[Arc<Loaded>]) {
             let labels = [model, number, delegate, ("nodes", nodes)];
             page.value("edgeward_graph_nodes", &labels, count);
         }
+    }
+}
+
+/// How often versions of a model came and went since the agent was started.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Lifecycle {
+    pub(super) loads: u64,
+    pub(super) failed_loads: u64,
+    pub(super) unloads: u64,
+}
+
+pub(super) fn write_lifecycle(page: &mut Page, models: &BTreeMap<ModelName, Lifecycle>) {
+    let name = "edgeward_model_loads";
+    page.counter(name, "Versions that were loaded and proven, or were not.");
+    for (model, life) in models {
+        for (outcome, count) in [("succeeded", life.loads), ("failed", life.failed_loads)] {
+            let labels = [("model", model.as_str()), ("outcome", outcome)];
+            page.total(name, &labels, count);
+        }
+    }
+    let name = "edgeward_model_unloads";
+    page.counter(name, "Versions that were ended.");
+    for (model, life) in models {
+        page.total(name, &[("model", model.as_str())], life.unloads);
     }
 }
 

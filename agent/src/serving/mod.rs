@@ -20,6 +20,7 @@ mod engine;
 mod error;
 mod evidence;
 mod golden;
+mod known_names;
 mod loaded;
 mod metrics;
 mod poison;

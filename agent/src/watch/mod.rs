@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod inference;
+pub mod metrics;
 pub mod page;
 pub mod resources;
 pub mod usage;

@@ -53,6 +53,15 @@ impl Page {
         }
     }
 
+    /// A family of counters by somebody else's name, which need not end as OpenMetrics wants; its samples are
+    /// [`value`](Self::value)s.
+    pub fn foreign_counter(&mut self, name: &str, help: &str) {
+        match self.form {
+            Form::Prometheus => self.head(name, help, "counter"),
+            Form::OpenMetrics => self.head(name, help, "unknown"),
+        }
+    }
+
     pub fn gauge(&mut self, name: &str, help: &str) {
         self.head(name, help, "gauge");
     }
@@ -84,7 +93,7 @@ impl Page {
         sum: f64,
     ) {
         for (bound, at_most) in cumulative {
-            let bound = bound.to_string();
+            let bound = canonical(bound);
             self.sample(name, "_bucket", labels, Some(("le", &bound)), at_most);
         }
         self.sample(name, "_bucket", labels, Some(("le", "+Inf")), count);
@@ -124,6 +133,19 @@ impl Page {
     }
 }
 
+/// A bound as OpenMetrics wants it written (and Go writes it), in both forms: `0.5`, `1.0`, `1e-05`, `5e+06`.
+fn canonical(bound: f64) -> String {
+    if (1e-4..1e6).contains(&bound) {
+        return format!("{bound:?}");
+    }
+    let text = format!("{bound:e}");
+    let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    match exponent.strip_prefix('-') {
+        Some(exponent) => format!("{digits}e-{exponent:0>2}"),
+        None => format!("{digits}e+{exponent:0>2}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,14 +159,15 @@ mod tests {
             page.gauge("up", "1.");
             page.value("up", &[], 1);
             page.histogram("seconds", "Spent.");
-            let bounds = [(0.5, 1), (1.0, 2)];
+            let bounds = [(0.000025, 1), (1.0, 2), (5e6, 2)];
             page.buckets("seconds", &[("m", "x")], bounds.into_iter(), 4, 9.25);
             page.finish()
         };
         let rest = "requests_total{who=\"a\\\"b\\\\c\\nd\"} 3\n\
             # HELP up 1.\n# TYPE up gauge\nup 1\n\
             # HELP seconds Spent.\n# TYPE seconds histogram\n\
-            seconds_bucket{m=\"x\",le=\"0.5\"} 1\nseconds_bucket{m=\"x\",le=\"1\"} 2\n\
+            seconds_bucket{m=\"x\",le=\"2.5e-05\"} 1\nseconds_bucket{m=\"x\",le=\"1.0\"} 2\n\
+            seconds_bucket{m=\"x\",le=\"5e+06\"} 2\n\
             seconds_bucket{m=\"x\",le=\"+Inf\"} 4\nseconds_sum{m=\"x\"} 9.25\nseconds_count{m=\"x\"} 4\n";
         assert_eq!(
             text(Form::Prometheus),

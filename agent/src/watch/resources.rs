@@ -5,6 +5,8 @@ use std::path::Path;
 use edgeward_models::fleet::telemetry::DeviceSample;
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
+use super::page::Page;
+
 /// Reads the device's resources; CPU use is that since the reading before.
 pub struct Resources {
     /// Absent where the platform cannot be asked: its numbers are then 0.
@@ -41,6 +43,41 @@ impl Resources {
                 .map(|s| s.f_bavail.saturating_mul(s.f_frsize))
                 .unwrap_or(0),
         }
+    }
+}
+
+/// The sample's part of the metrics page.
+pub fn write_metrics(sample: &DeviceSample, page: &mut Page) {
+    let name = "edgeward_device_cpu_ratio";
+    page.gauge(
+        name,
+        "Use of all processors since the page was last asked for.",
+    );
+    page.value(name, &[], sample.cpu_percent / 100.0);
+    for (name, help, bytes) in [
+        (
+            "edgeward_device_memory_used_bytes",
+            "Memory of the device in use.",
+            sample.memory_used_bytes,
+        ),
+        (
+            "edgeward_device_memory_bytes",
+            "Memory of the device.",
+            sample.memory_total_bytes,
+        ),
+        (
+            "edgeward_agent_resident_bytes",
+            "Memory of the agent without its workers.",
+            sample.agent_resident_bytes,
+        ),
+        (
+            "edgeward_disk_free_bytes",
+            "Free where versions and logs are kept.",
+            sample.disk_free_bytes,
+        ),
+    ] {
+        page.gauge(name, help);
+        page.value(name, &[], bytes);
     }
 }
 

@@ -8,6 +8,7 @@ use edgeward_agent::config::Config;
 use edgeward_agent::serving::Engine;
 use edgeward_agent::watch::audit::Audit;
 use edgeward_agent::watch::inference::Recorder;
+use edgeward_agent::watch::metrics::Metrics;
 use edgeward_agent::watch::page::{Form, Page};
 use edgeward_agent::worker::Spawner;
 use edgeward_models::Digest;
@@ -72,7 +73,15 @@ impl Device {
         let tls = doors.tls_address();
         let audit = Audit::open(&config.state_directory).expect("audit log");
         let recorder = Recorder::start(&config, audit).expect("recorder");
-        let doors = doors.open(Arc::clone(&config), engine.clone(), recorder.clone());
+        let mut metrics = Metrics::default();
+        let shown = engine.clone();
+        metrics.add(move |page| shown.write_metrics(page));
+        let doors = doors.open(
+            Arc::clone(&config),
+            engine.clone(),
+            recorder.clone(),
+            metrics,
+        );
         Self {
             directory,
             config,

@@ -406,3 +406,25 @@ async fn a_model_that_should_be_served_and_is_not_makes_the_device_unready_and_i
     assert_eq!(client.get("/v2/models/missing/ready").await.status, 404);
     device.close().await;
 }
+
+#[tokio::test]
+async fn a_trace_goes_through_whatever_the_answer_is() {
+    let device = Device::serving("digits-1.0.0").await;
+    let mut client = device.client().await;
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    for path in ["/v2/models/digits", "/v2/nowhere"] {
+        let reply = client
+            .ask("GET", path, &[("traceparent", trace)], b"")
+            .await;
+        let told = reply.header("traceresponse").expect("a response");
+        assert!(
+            told.starts_with(&trace[..36]) && !told.contains("b7ad6b7169203331"),
+            "{told}"
+        );
+        let reply = client
+            .ask("GET", path, &[("traceparent", "00-0")], b"")
+            .await;
+        assert_eq!(reply.header("traceresponse"), None);
+    }
+    device.close().await;
+}

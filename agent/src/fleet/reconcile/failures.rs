@@ -1,5 +1,7 @@
 //! What becomes of a version that failed: tried again after a pause, quarantined, or replaced by the one before.
 
+use std::sync::atomic::Ordering;
+
 use edgeward_models::fleet::status::Phase;
 use edgeward_models::name::RolloutId;
 use edgeward_models::{ModelName, Version};
@@ -95,6 +97,8 @@ impl Reconciler {
         });
         let fields =
             json!({"model": model, "version": version, "rollout": rollout, "reason": reason});
+        let figure = &self.workshop.board.figures.quarantines;
+        figure.fetch_add(1, Ordering::Relaxed);
         // If this cannot be written the attempt's own pause still keeps it from being tried in a loop.
         let _ = self.commit(model, "version-quarantined", fields, next);
     }

@@ -84,6 +84,7 @@ impl Reconciler {
         let Ok(trust) = membership.trust.try_lock() else {
             return;
         };
+        self.workshop.board.trusts(trust.trusted_time());
         let now = jiff::Timestamp::now();
         if let Ok(Some(repository)) = trust.current(now, membership.policy) {
             let (stale, version) = (repository.stale(), repository.timestamp_version());

@@ -83,6 +83,10 @@ impl Store {
         self.sentinel.next_key
     }
 
+    pub fn records(&self) -> u64 {
+        self.sentinel.records
+    }
+
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
