@@ -222,6 +222,8 @@ pub struct Tflite {
     pub library: PathBuf,
     /// Most anonymous memory of one worker, in bytes (RLIMIT_DATA); 0: no limit.
     pub worker_memory_bytes: u64,
+    /// Most memory of all workers together, as measured, in bytes; 0: no limit.
+    pub memory_budget_bytes: u64,
     /// Cores that all workers share; 0: every core that this process may use.
     pub cores: usize,
     /// How long a worker may take from start to ready.
@@ -233,6 +235,7 @@ impl Default for Tflite {
         Self {
             library: "/usr/lib/edgeward/libtensorflowlite_c.so".into(),
             worker_memory_bytes: 2 << 30,
+            memory_budget_bytes: 0,
             cores: 0,
             load_timeout_ms: 60_000,
         }
@@ -533,6 +536,8 @@ mod tests {
         assert_eq!(npu.options.len(), 2);
         assert_eq!(npu.cache, Some(DelegateCache::default()));
         let digits = &all.models[&"digits".parse().expect("name")];
+        assert_eq!(digits.idle_limit(), Some(Duration::from_secs(600)));
+        assert!(!digits.pinned);
         let batching = digits.batching.as_ref().expect("batching");
         assert_eq!(
             (batching.max_delay_us, batching.preferred_sizes.len()),

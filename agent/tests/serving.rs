@@ -8,6 +8,8 @@ mod crashes;
 mod delegates;
 #[path = "serving/limits.rs"]
 mod limits;
+#[path = "serving/memory.rs"]
+mod memory;
 #[path = "serving/support.rs"]
 mod support;
 #[path = "serving/swaps.rs"]

@@ -9,7 +9,7 @@ use edgeward_models::fleet::routing::BesideStatus;
 use edgeward_models::fleet::status::ModelStatus;
 
 use crate::config::Config;
-use crate::fleet::admin::{Client, Report};
+use crate::fleet::admin::{Client, Report, WorkerReport};
 
 /// Arguments of `edgeward status`.
 #[derive(Debug, clap::Args)]
@@ -90,6 +90,10 @@ fn text(report: &Report) -> String {
         lines.push("no models".to_owned());
     }
     lines.extend(status.models.iter().flat_map(model_lines));
+    if !report.workers.is_empty() {
+        lines.push(String::new());
+        lines.extend(report.workers.iter().map(worker_line));
+    }
     lines.join("\n") + "\n"
 }
 
@@ -145,6 +149,28 @@ fn beside_line(version: &BesideStatus) -> String {
     )
 }
 
+fn worker_line(worker: &WorkerReport) -> String {
+    let WorkerReport {
+        model,
+        version,
+        memory_bytes,
+        interpreters,
+        unloaded,
+    } = worker;
+    match unloaded {
+        Some(reason) => format!("memory    {model} {version}: unloaded, {reason}"),
+        None => {
+            let mebibytes = *memory_bytes as f64 / f64::from(1 << 20);
+            let all = if *interpreters == 1 {
+                "1 interpreter".to_owned()
+            } else {
+                format!("{interpreters} interpreters")
+            };
+            format!("memory    {model} {version}: {mebibytes:.1} MiB for {all}")
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,8 +219,23 @@ mod tests {
                 last_error: None,
                 warnings: Vec::new(),
             },
+            workers: [(7 << 20, None), (0, Some("nobody has asked for it"))]
+                .map(|(memory_bytes, unloaded)| WorkerReport {
+                    model: "digits".parse().expect("name"),
+                    version: "1.0.0".parse().expect("version"),
+                    memory_bytes,
+                    interpreters: 1,
+                    unloaded: unloaded.map(str::to_owned),
+                })
+                .into(),
         };
         let text = text(&report);
+        for line in [
+            "memory    digits 1.0.0: 7.0 MiB for 1 interpreter\n",
+            "memory    digits 1.0.0: unloaded, nobody has asked for it\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
         let line = "digits 1.0.0 (release 1) on xnnpack, 7 of 8 nodes · refused · wanted: 2.0.0";
         assert!(text.contains(line), "{text}");
         assert!(text.contains("golden vector 3 is off"), "{text}");

@@ -275,6 +275,12 @@ fn check_tflite(tflite: &Tflite, table: &mut Table) {
             "no worker starts with less than 16777216 bytes (16 MiB); 0 means no limit",
         );
     }
+    if tflite.memory_budget_bytes != 0 && tflite.memory_budget_bytes < 16 << 20 {
+        table.wrong(
+            "memory_budget_bytes",
+            "no worker finds room in less than 16777216 bytes (16 MiB); 0 means no limit",
+        );
+    }
     table.within("cores", tflite.cores, 0, 4096);
     table.within("load_timeout_ms", tflite.load_timeout_ms, 100, 86_400_000);
 }
@@ -312,6 +318,15 @@ fn check_delegate(name: &DelegateName, profile: &DelegateProfile, table: &mut Ta
 }
 
 fn check_model(settings: &ModelSettings, table: &mut Table) {
+    if let Some(seconds) = settings.idle_unload_after_seconds {
+        table.within("idle_unload_after_seconds", seconds, 1, 365 * 86_400);
+        if settings.pinned {
+            table.wrong(
+                "pinned",
+                "a pinned model is never unloaded: leave out idle_unload_after_seconds",
+            );
+        }
+    }
     if let Some(batching) = &settings.batching {
         let most = batching.max_batch_size;
         table.within("batching.max_batch_size", most, 2, 4096);

@@ -1,11 +1,17 @@
 //! How this device serves single models: the site's part, beside what the manifest says for every device.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// The settings of one model, whatever its version.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSettings {
+    /// Unloaded when nobody has asked for it for so long; the next request loads it again. Absent: never for that.
+    pub idle_unload_after_seconds: Option<u64>,
+    /// Never unloaded to make room for another model.
+    pub pinned: bool,
     /// Absent: every request is run by itself.
     pub batching: Option<Batching>,
 }
@@ -22,6 +28,12 @@ pub struct Batching {
     /// Larger batches are cut to the largest of these; at one of them nothing is waited for.
     #[serde(default)]
     pub preferred_sizes: Vec<u32>,
+}
+
+impl ModelSettings {
+    pub fn idle_limit(&self) -> Option<Duration> {
+        self.idle_unload_after_seconds.map(Duration::from_secs)
+    }
 }
 
 impl Batching {

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use edgeward_models::fleet::status::{Phase, Status};
 use edgeward_models::repository::DirectorySource;
+use edgeward_models::{ModelName, Version};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -58,6 +59,20 @@ pub struct Report {
     pub link: Option<String>,
     pub connected: bool,
     pub status: Status,
+    /// What each served version takes here.
+    pub workers: Vec<WorkerReport>,
+}
+
+/// One served version's worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WorkerReport {
+    pub model: ModelName,
+    pub version: Version,
+    /// Its share of the pages that processes share; 0 while there is none.
+    pub memory_bytes: u64,
+    pub interpreters: usize,
+    /// Why it is not loaded, though the next request loads it.
+    pub unloaded: Option<String>,
 }
 
 /// What the socket answers with.

@@ -23,7 +23,7 @@ use tokio::sync::{Mutex, Semaphore, broadcast, mpsc, watch};
 use tracing::{error, info};
 
 use crate::config::{self, Config};
-use crate::serving::{Engine, EngineEvent};
+use crate::serving::{Engine, EngineEvent, ServedModel};
 use crate::watch::audit::Audit;
 use crate::worker::turns;
 use abort::AbortOnDrop;
@@ -412,6 +412,16 @@ fn join_fleet(
     (Some(identity), Some(membership))
 }
 
+fn worker(served: ServedModel) -> admin::WorkerReport {
+    admin::WorkerReport {
+        model: served.model,
+        version: served.manifest.version.clone(),
+        memory_bytes: served.worker_memory_bytes,
+        interpreters: served.instances,
+        unloaded: served.unloaded,
+    }
+}
+
 /// How `edgeward status` is answered.
 fn report(
     workshop: &Arc<Workshop>,
@@ -426,6 +436,7 @@ fn report(
     };
     Ok(Box::new(move || {
         let facts = workshop.board.facts();
+        workshop.engine.measure();
         admin::Report {
             enrolled: credentials.is_some(),
             certificate_ends: credentials.as_ref().map(|c| c.validity().ends),
@@ -438,6 +449,7 @@ fn report(
                 &workshop.audit,
                 workshop.state.free_bytes(),
             ),
+            workers: workshop.engine.versions().into_iter().map(worker).collect(),
         }
     }))
 }

@@ -22,7 +22,7 @@ pub(super) async fn ask_when_in_doubt(shared: &Shared, loaded: &Loaded) -> Infal
     loop {
         loaded.in_doubt.notified().await;
         // Held no longer than the question takes.
-        if let Ok(worker) = loaded.worker()
+        if let Some(worker) = loaded.worker()
             && let Some(reason) = guilt(shared, loaded, &worker).await
         {
             worker.kill(&reason);

@@ -21,6 +21,7 @@ use super::error::{LoadFailure, ServeError};
 use super::evidence::Subject;
 use super::known_names;
 use super::loaded::Loaded;
+use super::memory::{MemoryBudget, Room, guess};
 use super::metrics::{self, Lifecycle};
 use super::proof::Prover;
 use super::stats::Outcome;
@@ -49,6 +50,7 @@ pub struct Engine {
 pub(super) struct Shared {
     pub(super) config: Arc<Config>,
     pub(super) spawner: Spawner,
+    pub(super) memory: MemoryBudget,
     /// By the model's name.
     routes: RwLock<HashMap<String, Versions>>,
     /// Models that should be served and are not, with the reason.
@@ -69,6 +71,8 @@ pub struct Prepared {
     active: ActiveVersion,
     pub(super) choice: usize,
     pub(super) refused: Skipped,
+    /// Until it is served, and its worker counts by itself.
+    _room: Room,
 }
 
 impl Prepared {
@@ -112,6 +116,11 @@ pub struct ServedModel {
     pub reason: Option<String>,
     pub worker_pid: Option<u32>,
     pub worker_resident_bytes: u64,
+    /// What the worker takes, its share of what processes share, when it was last measured; 0 without one.
+    pub worker_memory_bytes: u64,
+    pub instances: usize,
+    /// Why it is not loaded just now, though it answers: the next request loads it.
+    pub unloaded: Option<String>,
     pub sandbox: String,
 }
 
@@ -119,6 +128,7 @@ impl Engine {
     pub fn new(config: Arc<Config>, spawner: Spawner) -> Self {
         Self {
             shared: Arc::new(Shared {
+                memory: MemoryBudget::new(config.tflite.memory_budget_bytes),
                 config,
                 spawner,
                 routes: RwLock::default(),
@@ -162,24 +172,29 @@ impl Engine {
         let manifest = manifest.clone();
         let proving = async move {
             let subject = Subject::of(&version)?;
+            let manifest = version.manifest();
+            let room = shared.room_for(&manifest.model, guess(manifest)).await;
+            let mut room = room.map_err(|reason| LoadFailure::new(manifest, reason, true))?;
             let prover = Prover::new(&shared.config, &shared.spawner, grant);
             let proven = prover.prove(&subject, &[]).await?;
-            Ok((subject, proven))
+            room.becomes(proven.worker.memory_bytes());
+            Ok((subject, proven, room))
         };
         let proven = aside(&manifest, turns::NICENESS, proving).await;
         self.shared.count(&manifest.model, |life| match &proven {
             Ok(_) => life.loads += 1,
             Err(_) => life.failed_loads += 1,
         });
-        let (subject, proven) = proven?;
+        let (subject, proven, room) = proven?;
         let (active, choice) = (proven.active.clone(), proven.choice);
         let refused = proven.refused.clone();
-        let loaded = Loaded::new(subject, grant, &self.shared.config.limits, proven);
+        let loaded = Loaded::new(subject, grant, &self.shared.config, proven);
         Ok(Prepared {
             loaded: Arc::new(loaded),
             active,
             choice,
             refused,
+            _room: room,
         })
     }
 
@@ -213,6 +228,13 @@ impl Engine {
         let mut snapshots: Vec<_> = snapshots.collect();
         snapshots.sort_by(|a, b| by_name(&a.manifest, &b.manifest));
         snapshots
+    }
+
+    /// Measures all workers anew, for the snapshots that follow.
+    pub fn measure(&self) {
+        for loaded in self.shared.versions() {
+            loaded.measure();
+        }
     }
 
     pub fn subscribe(&self) -> broadcast::Receiver<EngineEvent> {
@@ -264,7 +286,7 @@ impl Shared {
         let _ = self.events.send(event);
     }
 
-    fn versions(&self) -> Vec<Arc<Loaded>> {
+    pub(super) fn versions(&self) -> Vec<Arc<Loaded>> {
         let routes = self.read_routes();
         let mut versions: Vec<_> = routes.values().flat_map(Versions::all).cloned().collect();
         drop(routes);
@@ -365,14 +387,17 @@ fn by_name(a: &Manifest, b: &Manifest) -> std::cmp::Ordering {
 
 fn snapshot(loaded: &Loaded, beside: bool) -> ServedModel {
     let manifest = loaded.manifest().clone();
-    let worker = loaded.worker();
-    let running = worker.as_ref().ok();
+    let running = loaded.worker();
+    let running = running.as_ref();
     ServedModel {
         model: manifest.model.clone(),
         active: loaded.active(),
         beside,
-        ready: running.is_some(),
-        reason: worker.as_ref().err().map(|outage| outage.reason.clone()),
+        ready: loaded.ready(),
+        reason: loaded.outage().map(|outage| outage.reason),
+        unloaded: loaded.unloaded().map(str::to_owned),
+        worker_memory_bytes: running.map_or(0, |_| loaded.expected_bytes()),
+        instances: loaded.grant.instances,
         worker_pid: running.map(|w| w.facts().pid),
         worker_resident_bytes: running.map_or(0, |w| w.resident_bytes()),
         sandbox: running.map_or_else(String::new, |w| w.facts().sandbox.clone()),

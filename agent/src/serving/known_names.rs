@@ -80,7 +80,7 @@ pub(super) fn triton(page: &mut Page, versions: &[Arc<Loaded>]) {
     let pending = "nv_inference_pending_request_count";
     page.gauge(pending, "Requests that hold a slot now.");
     for (loaded, release) in &named {
-        if let Ok(worker) = loaded.worker() {
+        if let Some(worker) = loaded.worker() {
             let model = loaded.manifest().model.as_str();
             let labels = [("model", model), ("version", release)];
             page.value(pending, &labels, worker.in_flight());

@@ -3,23 +3,25 @@
 //! `engine` routes to it, `served` serves requests from it, `supervise` replaces its worker after a death.
 //! A version that was routed away lives on until nobody uses it any more.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use edgeward_models::fleet::status::ActiveVersion;
 use edgeward_models::manifest::Manifest;
 use tokio::sync::{Notify, watch};
+use tracing::info;
 
 use super::admission::WaitingRoom;
 use super::budget::Grant;
 use super::error::{RETRY_SOON_SECONDS, ServeError};
 use super::evidence::Subject;
+use super::memory::guess;
 use super::poison::Poison;
 use super::proof::Proven;
 use super::sequences::Sequences;
 use super::stats::Stats;
-use crate::config::Limits;
+use crate::config::{Config, Limits, ModelSettings};
 use crate::worker::Worker;
 
 #[derive(Debug)]
@@ -33,7 +35,18 @@ pub(super) struct Loaded {
     pub(super) stats: Stats,
     /// Told when a request has failed.
     pub(super) in_doubt: Notify,
+    /// Unloaded after nobody asked for so long; `None`: never for that.
+    pub(super) idle_limit: Option<Duration>,
+    /// Never unloaded.
+    pinned: bool,
+    /// What its worker took when it was last measured.
+    bytes: AtomicU64,
+    pub(super) unloads: Unloads,
     state: RwLock<State>,
+    /// Told when `state` has changed.
+    changed: watch::Sender<()>,
+    /// Requests that wait until it is loaded again.
+    wishes: watch::Sender<usize>,
     /// Requests between `resolve` and their answer.
     users: AtomicUsize,
     unused: Notify,
@@ -43,17 +56,52 @@ pub(super) struct Loaded {
 struct State {
     /// What serves, or served last.
     active: ActiveVersion,
-    worker: Result<Worker, Outage>,
+    stand: Stand,
+    /// When it came to that.
+    since: Instant,
+}
+
+enum Stand {
+    Serving(Worker),
+    Down(Outage),
+    /// Nothing is wrong: the next request loads it again. With the reason.
+    Unloaded(&'static str),
 }
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let worker = self.worker.as_ref().map(|w| w.facts().pid);
-        f.debug_struct("State")
-            .field("active", &self.active)
-            .field("worker", &worker)
-            .finish()
+        let mut shown = f.debug_struct("State");
+        shown.field("active", &self.active);
+        match &self.stand {
+            Stand::Serving(worker) => shown.field("worker", &worker.facts().pid),
+            Stand::Down(outage) => shown.field("down", outage),
+            Stand::Unloaded(reason) => shown.field("unloaded", reason),
+        };
+        shown.finish()
     }
+}
+
+/// A request that waits until a version is loaded again.
+struct Wish<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Wish<'a> {
+    fn of(wishes: &'a watch::Sender<usize>) -> Self {
+        wishes.send_modify(|wishes| *wishes += 1);
+        Self(wishes)
+    }
+}
+
+impl Drop for Wish<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|wishes| *wishes -= 1);
+    }
+}
+
+/// How often it was unloaded, and loaded again for a request.
+#[derive(Debug, Default)]
+pub(super) struct Unloads {
+    pub(super) count: AtomicU64,
+    pub(super) reloads: AtomicU64,
 }
 
 /// Why there is no worker.
@@ -65,9 +113,17 @@ pub(super) struct Outage {
 }
 
 impl Loaded {
-    pub(super) fn new(subject: Subject, grant: Grant, limits: &Limits, proven: Proven) -> Self {
+    pub(super) fn new(subject: Subject, grant: Grant, config: &Config, proven: Proven) -> Self {
+        let limits = &config.limits;
         let slots = slots(grant, limits);
+        let settings = config.models.get(&subject.manifest().model);
         Self {
+            idle_limit: settings.and_then(ModelSettings::idle_limit),
+            pinned: settings.is_some_and(|settings| settings.pinned),
+            bytes: AtomicU64::new(proven.worker.memory_bytes()),
+            unloads: Unloads::default(),
+            changed: watch::Sender::new(()),
+            wishes: watch::Sender::new(0),
             sequences: Sequences::new(subject.manifest().sequences),
             subject,
             grant,
@@ -78,7 +134,8 @@ impl Loaded {
             in_doubt: Notify::new(),
             state: RwLock::new(State {
                 active: proven.active,
-                worker: Ok(proven.worker),
+                stand: Stand::Serving(proven.worker),
+                since: Instant::now(),
             }),
             users: AtomicUsize::new(0),
             unused: Notify::new(),
@@ -94,20 +151,58 @@ impl Loaded {
         self.read().active.clone()
     }
 
+    /// Whether a request is answered, though it may have to be loaded for it.
     pub(super) fn ready(&self) -> bool {
-        self.read().worker.is_ok()
+        !matches!(self.read().stand, Stand::Down(_))
     }
 
-    pub(super) fn worker(&self) -> Result<Worker, Outage> {
-        self.read().worker.clone()
-    }
-
-    /// The worker for a request.
-    pub(super) fn serving_worker(&self) -> Result<Worker, ServeError> {
-        match &self.read().worker {
-            Ok(worker) => Ok(worker.clone()),
-            Err(outage) => Err(self.not_ready(outage)),
+    pub(super) fn worker(&self) -> Option<Worker> {
+        match &self.read().stand {
+            Stand::Serving(worker) => Some(worker.clone()),
+            Stand::Down(_) | Stand::Unloaded(_) => None,
         }
+    }
+
+    /// Why there is no worker, though there should be one.
+    pub(super) fn outage(&self) -> Option<Outage> {
+        match &self.read().stand {
+            Stand::Down(outage) => Some(outage.clone()),
+            Stand::Serving(_) | Stand::Unloaded(_) => None,
+        }
+    }
+
+    /// Why it is unloaded, if it is.
+    pub(super) fn unloaded(&self) -> Option<&'static str> {
+        match &self.read().stand {
+            Stand::Unloaded(reason) => Some(reason),
+            Stand::Serving(_) | Stand::Down(_) => None,
+        }
+    }
+
+    /// The worker for a request, loaded for it if there is none. `None`: not before the deadline.
+    pub(super) async fn serving_worker(
+        &self,
+        deadline: Instant,
+    ) -> Option<Result<Worker, ServeError>> {
+        match &self.read().stand {
+            Stand::Serving(worker) => return Some(Ok(worker.clone())),
+            Stand::Down(outage) => return Some(Err(self.not_ready(outage))),
+            Stand::Unloaded(_) => {}
+        }
+        let mut changed = self.changed.subscribe();
+        let _wish = Wish::of(&self.wishes);
+        let loaded = async {
+            loop {
+                match &self.read().stand {
+                    Stand::Serving(worker) => return Ok(worker.clone()),
+                    Stand::Down(outage) => return Err(self.not_ready(outage)),
+                    Stand::Unloaded(_) => {}
+                }
+                // The sender lives in `self`.
+                let _ = changed.changed().await;
+            }
+        };
+        tokio::time::timeout_at(deadline.into(), loaded).await.ok()
     }
 
     fn not_ready(&self, outage: &Outage) -> ServeError {
@@ -135,11 +230,15 @@ impl Loaded {
             return;
         }
         state.active = proven.active;
-        state.worker = Ok(proven.worker);
+        state.stand = Stand::Serving(proven.worker);
+        state.since = Instant::now();
+        drop(state);
+        self.changed.send_replace(());
     }
 
     pub(super) fn set_down(&self, outage: Outage) {
-        self.write().worker = Err(outage);
+        self.write().stand = Stand::Down(outage);
+        self.changed.send_replace(());
     }
 
     /// Ends the worker for good.
@@ -169,6 +268,71 @@ impl Loaded {
             }
         };
         tokio::time::timeout(patience, empty).await.is_ok()
+    }
+
+    /// Ends the worker until somebody asks again, unless it is answering. Returns what resolves when it has ended.
+    pub(super) fn unload(&self, reason: &'static str) -> Option<impl Future<Output = ()> + use<>> {
+        let bytes = self.measure();
+        let worker = {
+            let mut state = self.write();
+            // Who comes from now on finds it unloaded; who has come before is counted.
+            if !matches!(state.stand, Stand::Serving(_)) || self.users.load(Ordering::Acquire) > 0 {
+                return None;
+            }
+            state.since = Instant::now();
+            match std::mem::replace(&mut state.stand, Stand::Unloaded(reason)) {
+                Stand::Serving(worker) => worker,
+                other => {
+                    state.stand = other;
+                    return None;
+                }
+            }
+        };
+        self.unloads.count.fetch_add(1, Ordering::Relaxed);
+        let manifest = self.manifest();
+        info!(model = %manifest.model, version = %manifest.version, reason, bytes, "version unloaded");
+        self.changed.send_replace(());
+        let ended = worker.died();
+        Some(async move { drop(ended.await) })
+    }
+
+    /// Resolves when a request waits until it is loaded again.
+    pub(super) async fn wanted(&self) {
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = self.wishes.subscribe().wait_for(|wishes| *wishes > 0).await;
+    }
+
+    /// Whether it may be unloaded: it is loaded, not pinned, and nobody needs it now.
+    pub(super) fn may_go(&self, now: Instant) -> bool {
+        !self.pinned
+            && self.users.load(Ordering::Acquire) == 0
+            && self.worker().is_some()
+            && !self.sequences.any(now)
+    }
+
+    /// When it was last used, or loaded.
+    pub(super) fn used(&self) -> Instant {
+        self.stats.latest_answer().max(self.read().since)
+    }
+
+    /// What its worker takes; 0 without one.
+    pub(super) fn measure(&self) -> u64 {
+        let Some(worker) = self.worker() else {
+            return 0;
+        };
+        let bytes = worker.memory_bytes();
+        if bytes > 0 {
+            self.bytes.store(bytes, Ordering::Relaxed);
+        }
+        bytes
+    }
+
+    /// What its next worker will take: what the last one did.
+    pub(super) fn expected_bytes(&self) -> u64 {
+        match self.bytes.load(Ordering::Relaxed) {
+            0 => guess(self.manifest()),
+            bytes => bytes,
+        }
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {

@@ -4,10 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use edgeward_models::ModelName;
 
-use super::loaded::Loaded;
+use super::loaded::{Loaded, Unloads};
 use super::stats::{Outcome, Shown};
 use crate::watch::page::Page;
 
@@ -45,7 +46,8 @@ pub(super) fn write(page: &mut Page, versions: &[Arc<Loaded>]) {
         &named,
         |loaded| loaded.stats.total.shown(),
     );
-    let joining = |version: &&Named<'_>| version.loaded.worker().is_ok_and(|worker| worker.joins());
+    let joining =
+        |version: &&Named<'_>| version.loaded.worker().is_some_and(|worker| worker.joins());
     histogram(
         page,
         "edgeward_batch_size",
@@ -63,11 +65,7 @@ pub(super) fn write(page: &mut Page, versions: &[Arc<Loaded>]) {
         let crashes = version.loaded.stats.crashes();
         page.total("edgeward_worker_crashes", &version.labels(), crashes);
     }
-    let workers = || {
-        named
-            .iter()
-            .filter_map(|v| Some((v, v.loaded.worker().ok()?)))
-    };
+    let workers = || named.iter().filter_map(|v| Some((v, v.loaded.worker()?)));
     page.gauge("edgeward_worker_resident_bytes", "Memory of the worker.");
     for (version, worker) in workers() {
         let resident = worker.resident_bytes();
@@ -76,6 +74,32 @@ pub(super) fn write(page: &mut Page, versions: &[Arc<Loaded>]) {
             &version.labels(),
             resident,
         );
+    }
+    page.gauge(
+        "edgeward_worker_memory_bytes",
+        "Memory of the worker, its share of what processes share.",
+    );
+    for version in &named {
+        let memory = version.loaded.measure();
+        page.value("edgeward_worker_memory_bytes", &version.labels(), memory);
+    }
+    for (name, help, count) in [
+        (
+            "edgeward_worker_unloads",
+            "Times that it was unloaded since nobody asked, or for its memory.",
+            (|unloads| &unloads.count) as fn(&Unloads) -> &AtomicU64,
+        ),
+        (
+            "edgeward_worker_reloads",
+            "Times that it was loaded again for a request.",
+            |unloads| &unloads.reloads,
+        ),
+    ] {
+        page.counter(name, help);
+        for version in &named {
+            let count = count(&version.loaded.unloads).load(Ordering::Relaxed);
+            page.total(name, &version.labels(), count);
+        }
     }
     page.gauge("edgeward_worker_requests", "Requests that hold a slot now.");
     for (version, worker) in workers() {

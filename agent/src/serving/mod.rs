@@ -22,6 +22,7 @@ mod evidence;
 mod golden;
 mod known_names;
 mod loaded;
+mod memory;
 mod metrics;
 mod poison;
 mod proof;

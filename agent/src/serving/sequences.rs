@@ -104,6 +104,14 @@ impl Sequences {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether one runs that was heard of lately.
+    pub(super) fn any(&self, now: Instant) -> bool {
+        let idle = Duration::from_secs(self.limits.idle_seconds.into());
+        let table = self.table();
+        let mut running = table.running.values();
+        running.any(|running| now.saturating_duration_since(running.used) <= idle)
+    }
+
     /// Finds the sequence, or makes it if this request starts it. True: it was made.
     fn find(
         &self,
@@ -309,10 +317,13 @@ mod tests {
     #[test]
     fn an_idle_sequence_gives_its_place_away_and_is_told_so() {
         let (sequences, start) = (sequences(1), Instant::now());
+        assert!(!sequences.any(start));
         sequences.find(WORKER, &part(1, true), start).expect("one");
         let later = start + Duration::from_secs(9);
         assert!(sequences.find(WORKER, &part(2, true), later).is_err());
+        assert!(sequences.any(later));
         let late = start + Duration::from_secs(11);
+        assert!(!sequences.any(late));
         sequences.find(WORKER, &part(2, true), late).expect("two");
         let said = unknown(sequences.find(WORKER, &part(1, false), late));
         assert!(said.contains("idle for longer than 10 s"), "{said}");

@@ -121,12 +121,13 @@ impl Served {
         if left.is_zero() {
             return Err(tally.deadline_passed(deadline));
         }
-        let worker = match loaded.serving_worker() {
-            Ok(worker) => worker,
-            Err(error) => return Err(tally.fails(error)),
-        };
         let Some(place) = loaded.waiting.enter() else {
             return Err(tally.fails(overloaded(loaded)));
+        };
+        let worker = match loaded.serving_worker(deadline).await {
+            Some(Ok(worker)) => worker,
+            Some(Err(error)) => return Err(tally.fails(error)),
+            None => return Err(tally.deadline_passed(deadline)),
         };
         let facts = worker.facts();
         let turn = match sequence {

@@ -192,6 +192,11 @@ impl Stats {
         }
     }
 
+    /// When the last request was answered; when this began, if none was.
+    pub(super) fn latest_answer(&self) -> Instant {
+        self.loaded + Duration::from_nanos(self.latest_nanos.load(Ordering::Relaxed))
+    }
+
     pub(super) fn latest_invoke_micros(&self) -> u64 {
         self.latest_invoke_micros.load(Ordering::Relaxed)
     }

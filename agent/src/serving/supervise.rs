@@ -1,4 +1,5 @@
-//! What happens after a worker's death: blame, a pause, a fresh worker that must prove itself again.
+//! What happens after a worker's death: blame, a pause, a fresh worker that must prove itself again. One that was
+//! unloaded on purpose is followed by another when somebody asks, and by nothing before.
 //!
 //! One task per loaded version, started by `activate`, ended by `Loaded::end`. It alone replaces the worker.
 //! Crashes on several different inputs first cost the delegate its place; when no delegate is left, the fleet
@@ -7,6 +8,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use edgeward_models::Digest;
@@ -18,6 +20,7 @@ use super::doubt::ask_when_in_doubt;
 use super::engine::{EngineEvent, Shared};
 use super::error::LoadFailure;
 use super::loaded::{Loaded, Outage};
+use super::memory::Room;
 use super::proof::{Proven, Prover, last_words};
 use crate::worker::WorkerDeath;
 
@@ -50,26 +53,74 @@ pub(super) async fn supervise(
 async fn restart_forever(
     shared: &Arc<Shared>,
     loaded: &Arc<Loaded>,
-    mut choice: usize,
-    mut skipped: Skipped,
+    choice: usize,
+    skipped: Skipped,
 ) {
-    let manifest = loaded.manifest();
-    let mut episode = Episode::default();
+    let mut restarts = Restarts {
+        choice,
+        skipped,
+        episode: Episode::default(),
+    };
     loop {
         // What waits for the death does not keep the worker alive.
-        let Ok(died) = loaded.worker().map(|worker| worker.died()) else {
+        let died = loaded.worker().map(|worker| worker.died());
+        let started = Instant::now();
+        let death = match died {
+            Some(died) => tokio::select! {
+                death = died => Some(death),
+                never = ask_when_in_doubt(shared, loaded) => match never {},
+                never = shared.look_after(loaded) => match never {},
+            },
+            None => None,
+        };
+        let recovers = if loaded.unloaded().is_some() {
+            loaded.wanted().await;
+            let found = "it is being loaded again".to_owned();
+            let at_once = restarts.serve_again(shared, loaded, Duration::ZERO, found);
+            let at_once = at_once.await;
+            loaded.unloads.reloads.fetch_add(1, Ordering::Relaxed);
+            !at_once
+        } else if let Some(death) = death {
+            let (pause, reason) = restarts.died(shared, loaded, &death, started);
+            restarts.serve_again(shared, loaded, pause, reason).await;
+            true
+        } else {
             return;
         };
-        let started = Instant::now();
-        let death = tokio::select! {
-            death = died => death,
-            never = ask_when_in_doubt(shared, loaded) => match never {},
-        };
+        let manifest = loaded.manifest();
+        info!(model = %manifest.model, version = %manifest.version, "serving again");
+        if recovers {
+            shared.tell(EngineEvent::Recovered {
+                model: manifest.model.clone(),
+                version: manifest.version.clone(),
+            });
+        }
+    }
+}
+
+/// What restarting a version remembers from one worker to the next.
+struct Restarts {
+    /// Which of the manifest's delegates it runs on.
+    choice: usize,
+    skipped: Skipped,
+    episode: Episode,
+}
+
+impl Restarts {
+    /// Takes note of a death: who is to blame, and how long to wait, with the reason.
+    fn died(
+        &mut self,
+        shared: &Shared,
+        loaded: &Loaded,
+        death: &WorkerDeath,
+        started: Instant,
+    ) -> (Duration, String) {
+        let manifest = loaded.manifest();
         let now = Instant::now();
         if now.duration_since(started) >= QUIET {
-            episode.pauses = 0;
+            self.episode.pauses = 0;
         }
-        let mut pause = episode.next_pause();
+        let pause = self.episode.next_pause();
         let mut reason = format!("{}{}", death.reason, last_words(&death.stderr));
         loaded.set_down(Outage {
             reason: format!("the worker died ({}) and is being restarted", death.reason),
@@ -86,8 +137,8 @@ async fn restart_forever(
             version: manifest.version.clone(),
             reason: reason.clone(),
         });
-        if episode.crashed(&death, now) {
-            let delegate = manifest.delegates[choice].delegate.clone();
+        if self.episode.crashed(death, now) {
+            let delegate = manifest.delegates[self.choice].delegate.clone();
             let how = if death.suspects.is_empty() {
                 "failed again and again".to_owned()
             } else {
@@ -99,53 +150,69 @@ async fn restart_forever(
                 "delegate put aside"
             );
             let reason = reason.clone();
-            skipped.push((choice, RefusedDelegate { delegate, reason }));
+            let refused = RefusedDelegate { delegate, reason };
+            self.skipped.push((self.choice, refused));
         }
+        (pause, reason)
+    }
+
+    /// Tries until a worker serves again; true: the first one did.
+    async fn serve_again(
+        &mut self,
+        shared: &Arc<Shared>,
+        loaded: &Arc<Loaded>,
+        mut pause: Duration,
+        mut reason: String,
+    ) -> bool {
+        let mut at_once = true;
         loop {
-            if all_skipped(loaded, &skipped) {
-                episode.failing(shared, loaded, &reason);
+            if all_skipped(loaded, &self.skipped) {
+                self.episode.failing(shared, loaded, &reason);
                 // Nothing is left to lose: every delegate gets another chance.
-                skipped.clear();
+                self.skipped.clear();
             }
             tokio::time::sleep(pause).await;
-            let proving = prove(shared.clone(), loaded.clone(), skipped.clone());
+            let proving = prove(shared.clone(), loaded.clone(), self.skipped.clone());
             // Callers wait for this one: it has the priority of their requests.
-            match aside(manifest, 0, proving).await {
-                Ok(proven) => {
-                    choice = proven.choice;
-                    skipped.clone_from(&proven.refused);
+            match aside(loaded.manifest(), 0, proving).await {
+                Ok((proven, _room)) => {
+                    self.choice = proven.choice;
+                    self.skipped.clone_from(&proven.refused);
                     loaded.set_up(proven);
-                    info!(model = %manifest.model, version = %manifest.version, "serving again");
-                    shared.tell(EngineEvent::Recovered {
-                        model: manifest.model.clone(),
-                        version: manifest.version.clone(),
-                    });
-                    break;
+                    return at_once;
                 }
                 Err(failure) => {
-                    pause = episode.next_pause();
+                    at_once = false;
+                    pause = self.episode.next_pause();
                     reason.clone_from(&failure.reason);
                     loaded.set_down(Outage {
                         reason: format!("no worker could be started: {reason}"),
                         retry_at: Instant::now() + pause,
                     });
                     if !failure.device_fault {
-                        episode.failing(shared, loaded, &reason);
+                        self.episode.failing(shared, loaded, &reason);
                     }
-                    skipped.clear();
+                    self.skipped.clear();
                 }
             }
         }
     }
 }
 
+/// A worker that passed everything, in memory that was set aside for it.
 async fn prove(
     shared: Arc<Shared>,
     loaded: Arc<Loaded>,
     skipped: Skipped,
-) -> Result<Proven, LoadFailure> {
+) -> Result<(Proven, Room), LoadFailure> {
+    let manifest = loaded.manifest();
+    let room = shared.room_for(&manifest.model, loaded.expected_bytes());
+    let room = room.await;
+    let mut room = room.map_err(|reason| LoadFailure::new(manifest, reason, true))?;
     let prover = Prover::new(&shared.config, &shared.spawner, loaded.grant);
-    prover.prove(&loaded.subject, &skipped).await
+    let proven = prover.prove(&loaded.subject, &skipped).await?;
+    room.becomes(proven.worker.memory_bytes());
+    Ok((proven, room))
 }
 
 fn all_skipped(loaded: &Loaded, skipped: &Skipped) -> bool {

@@ -223,6 +223,11 @@ impl Worker {
         self.handle.supervisor.process.resident_bytes()
     }
 
+    /// What the process takes of the device's memory: pages that it shares count in part. 0 once it has ended.
+    pub fn memory_bytes(&self) -> u64 {
+        self.handle.supervisor.process.memory_bytes()
+    }
+
     /// Ends the process (SIGKILL); in-flight requests fail at once.
     pub fn kill(&self, reason: &str) {
         self.handle.supervisor.end(reason);

@@ -41,6 +41,8 @@ pub struct Process {
     pid: u32,
     /// Its `/proc/PID/status`.
     status: Option<Arc<File>>,
+    /// Its `/proc/PID/smaps_rollup`.
+    maps: Option<Arc<File>>,
     /// Some until it was reaped: before that its number cannot belong to another process.
     living: Arc<Mutex<Option<Pid>>>,
     exit: watch::Receiver<Option<Exit>>,
@@ -49,7 +51,11 @@ pub struct Process {
 impl Process {
     /// Takes over a fresh child. `model` and `version` stand with its lines in the log.
     pub fn watch(spawned: Spawned, model: String, version: String) -> std::io::Result<Self> {
-        let Spawned { mut child, status } = spawned;
+        let Spawned {
+            mut child,
+            status,
+            maps,
+        } = spawned;
         let pid = child.id();
         let living = Arc::new(Mutex::new(Pid::from_raw(pid as i32)));
         let (sender, exit) = watch::channel(None);
@@ -79,6 +85,7 @@ impl Process {
         Ok(Self {
             pid,
             status: status.map(Arc::new),
+            maps: maps.map(Arc::new),
             living,
             exit,
         })
@@ -112,17 +119,26 @@ impl Process {
 
     /// Resident bytes, 0 once it has ended.
     pub fn resident_bytes(&self) -> u64 {
-        let mut text = [0; 4096];
-        let read = self.status.as_ref().map(|file| file.read_at(&mut text, 0));
-        let Some(Ok(length)) = read else {
-            return 0;
-        };
-        let kibibytes = std::str::from_utf8(&text[..length]).ok().and_then(|text| {
-            let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-            line.split_ascii_whitespace().next()?.parse::<u64>().ok()
-        });
-        kibibytes.unwrap_or(0) * 1024
+        kibibytes(self.status.as_deref(), "VmRSS:").unwrap_or(0) * 1024
     }
+
+    /// Its share of the pages that it has mapped (PSS), 0 once it has ended. Resident bytes where the kernel does not
+    /// tell.
+    pub fn memory_bytes(&self) -> u64 {
+        match kibibytes(self.maps.as_deref(), "Pss:") {
+            Some(kibibytes) => kibibytes * 1024,
+            None => self.resident_bytes(),
+        }
+    }
+}
+
+/// One line of a file of the kernel's.
+fn kibibytes(file: Option<&File>, name: &str) -> Option<u64> {
+    let mut text = [0; 4096];
+    let length = file?.read_at(&mut text, 0).ok()?;
+    let text = std::str::from_utf8(&text[..length]).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// Waits for the end, and reaps only while nobody can be about to signal the number.
@@ -279,8 +295,13 @@ mod tests {
     use std::process::{Command, Stdio};
 
     fn spawned(child: Child) -> Spawned {
-        let status = File::open(format!("/proc/{}/status", child.id())).ok();
-        Spawned { child, status }
+        let open = |name: &str| File::open(format!("/proc/{}/{name}", child.id())).ok();
+        let (status, maps) = (open("status"), open("smaps_rollup"));
+        Spawned {
+            child,
+            status,
+            maps,
+        }
     }
 
     #[test]
@@ -328,6 +349,6 @@ mod tests {
         assert_eq!(exit.words, "killed by signal 11 (SIGSEGV)");
         assert!(exit.stderr.starts_with("line 3\n") && exit.stderr.ends_with("line 22"));
         process.kill();
-        assert_eq!(process.resident_bytes(), 0);
+        assert_eq!((process.resident_bytes(), process.memory_bytes()), (0, 0));
     }
 }

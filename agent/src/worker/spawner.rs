@@ -31,6 +31,8 @@ pub(super) struct Spawned {
     /// Its `/proc/PID/status`. Opened before it makes itself undumpable: from then on a service manager that hides
     /// other processes hides it from us as well.
     pub(super) status: Option<File>,
+    /// Its `/proc/PID/smaps_rollup`, for the same reason.
+    pub(super) maps: Option<File>,
 }
 
 /// Requests wait for milliseconds at most; more than a few at once come from a mistake.
@@ -82,6 +84,11 @@ fn spawn(program: &PathBuf, control: OwnedFd) -> io::Result<Spawned> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()?;
-    let status = File::open(format!("/proc/{}/status", child.id())).ok();
-    Ok(Spawned { child, status })
+    let open = |name: &str| File::open(format!("/proc/{}/{name}", child.id())).ok();
+    let (status, maps) = (open("status"), open("smaps_rollup"));
+    Ok(Spawned {
+        child,
+        status,
+        maps,
+    })
 }

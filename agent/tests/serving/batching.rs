@@ -20,6 +20,7 @@ fn joining(models: &[&str]) -> Device {
             };
             let settings = ModelSettings {
                 batching: Some(batching),
+                ..ModelSettings::default()
             };
             config.models.insert(model.parse().expect("name"), settings);
         }
