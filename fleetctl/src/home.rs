@@ -19,6 +19,7 @@ use anyhow::{Context, Result, bail};
 use edgeward_models::durable::{self, Access};
 use edgeward_models::fleet::enrolment::BrokerAddress;
 use edgeward_models::name::FleetName;
+use edgeward_models::repository::METADATA_DIRECTORY;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -180,6 +181,14 @@ impl Home {
 
     pub fn keys_directory(&self) -> PathBuf {
         self.directory.join("keys")
+    }
+
+    /// The repository's newest timestamp as it stands on disk: it tells whether anything has changed.
+    pub fn timestamp(&self) -> Result<Vec<u8>> {
+        let metadata = self.repository_directory().join(METADATA_DIRECTORY);
+        let path = metadata.join("timestamp.json");
+        durable::read(&path, MAX_FILE_BYTES)?
+            .with_context(|| format!("{} is missing: restore it from a copy", path.display()))
     }
 
     pub fn repository_directory(&self) -> PathBuf {

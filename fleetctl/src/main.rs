@@ -11,10 +11,12 @@ mod home;
 mod link;
 mod memory;
 mod operator;
+mod overseer;
 mod passphrase;
 mod pending;
 mod printer;
 mod renewal;
+mod rollouts;
 mod statuses;
 mod watch;
 

@@ -12,6 +12,7 @@
 //   fail=MOMENT               report an error there
 //   crash=MOMENT              write through a null pointer there
 //   hang=MOMENT               never come back from there
+//   slow_ms=N                 each invoke from `from_invoke` on takes that much longer
 //   from_invoke=N             the moment `invoke` is the N-th invoke and every later one (counted from 1)
 //   cache=PATH                what it compiles is kept in this file: read if it is there, else compiled and written
 //   compile_ms=N              compiling takes that long
@@ -59,6 +60,7 @@ struct TestDelegate {
   Moment crash = Moment::kNever;
   Moment hang = Moment::kNever;
   long from_invoke = 1;
+  long slow_ms = 0;
   bool probe = false;
   long invokes = 0;
   std::string cache;
@@ -312,6 +314,7 @@ TfLiteStatus KernelInvoke(TfLiteContext* context, TfLiteNode* self) {
     context->ReportError(context, "test-delegate: the device was lost, as it was told to be");
     return kTfLiteError;
   }
+  if (delegate->slow_ms && delegate->invokes >= delegate->from_invoke) usleep(delegate->slow_ms * 1000);
   std::string problem = Compile(delegate, Moment::kInvoke);
   if (!problem.empty()) {
     context->ReportError(context, "test-delegate: %s", problem.c_str());
@@ -377,6 +380,7 @@ bool Configure(TestDelegate* delegate, const std::string& key, const std::string
   else if (key == "crash") return ParseMoment(value, &delegate->crash);
   else if (key == "hang") return ParseMoment(value, &delegate->hang);
   else if (key == "from_invoke") delegate->from_invoke = strtol(value.c_str(), nullptr, 10);
+  else if (key == "slow_ms") delegate->slow_ms = strtol(value.c_str(), nullptr, 10);
   else if (key == "probe") delegate->probe = value == "1";
   else if (key == "cache") delegate->cache = value;
   else if (key == "compile_ms") delegate->compile_ms = strtol(value.c_str(), nullptr, 10);

@@ -50,6 +50,8 @@ async fn start(
     let fallback = record.previous.clone();
     workshop.board.model(model, |line| {
         line.previous = fallback.as_ref().map(|p| p.version.clone());
+        line.rollout.clone_from(&active.rollout);
+        line.soak = record.soak_state();
     });
     let mut failure = None;
     if !(record.active_is_barred() && fallback.is_some()) {
@@ -145,6 +147,7 @@ fn put_back(
     activate(workshop, model, ready);
     workshop.board.model(model, |line| {
         line.previous = None;
+        line.soak = record.soak_state();
         line.reason = Some(format!("{} was put back from: {reason}", failed.version));
     });
     Ok(record)

@@ -53,6 +53,7 @@ pub mod outbox;
 mod pause;
 pub mod reconcile;
 mod routes;
+pub mod soak;
 pub mod speaker;
 pub mod state;
 pub mod store;

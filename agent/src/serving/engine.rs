@@ -24,7 +24,7 @@ use super::loaded::Loaded;
 use super::memory::{MemoryBudget, Room, guess};
 use super::metrics::{self, Lifecycle};
 use super::proof::Prover;
-use super::stats::Outcome;
+use super::stats::{Figures, Outcome};
 use super::supervise::Skipped;
 use super::versions::{Versions, shortened};
 use crate::config::{Config, NamesOf};
@@ -235,6 +235,15 @@ impl Engine {
         for loaded in self.shared.versions() {
             loaded.measure();
         }
+    }
+
+    /// What a loaded version did so far.
+    pub fn figures(&self, model: &ModelName, version: &Version) -> Option<Figures> {
+        let versions = self.shared.versions();
+        let mut loaded = versions.iter().map(|l| (l.manifest(), l));
+        loaded
+            .find(|(manifest, _)| manifest.model == *model && manifest.version == *version)
+            .map(|(_, loaded)| loaded.stats.figures())
     }
 
     pub fn subscribe(&self) -> broadcast::Receiver<EngineEvent> {

@@ -40,6 +40,6 @@ pub use error::{LoadFailure, ServeError};
 pub use sequences::{Sequence, SequenceId};
 pub use served::{Request, Served};
 pub use split::StickyKey;
-pub use stats::{Outcome, Statistics};
+pub use stats::{Figures, Outcome, Statistics};
 
 pub use crate::worker::Answer;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use edgeward_models::fleet::telemetry::ModelSample;
 use edgeward_models::{ModelName, Version};
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 use super::batches::Batches;
 use super::error::ServeError;
@@ -91,6 +92,19 @@ pub struct Statistics {
     pub latest: Option<SystemTime>,
 }
 
+/// What a version did since it was loaded, as far as it is its own doing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Figures {
+    pub succeeded: u64,
+    /// TFLite returned an error, or the worker died.
+    pub failed: u64,
+    /// Deaths of the worker.
+    pub crashes: u64,
+    /// Of the requests that succeeded.
+    pub invoke_p99_us: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Stats {
     loaded: Instant,
@@ -114,6 +128,8 @@ struct Interval {
     /// Microseconds.
     queue: Histogram<u32>,
     invoke: Histogram<u32>,
+    /// Invokes of the intervals before, since the version was loaded.
+    invoke_before: Histogram<u32>,
 }
 
 impl Stats {
@@ -133,6 +149,7 @@ impl Stats {
                 crashes: 0,
                 queue: histogram(),
                 invoke: histogram(),
+                invoke_before: histogram(),
             }),
         }
     }
@@ -201,6 +218,21 @@ impl Stats {
         self.latest_invoke_micros.load(Ordering::Relaxed)
     }
 
+    /// What is held against the version, or for it, while it is watched.
+    pub(super) fn figures(&self) -> Figures {
+        let interval = self.interval();
+        let mut invoke = interval.invoke_before.clone();
+        // Both have the same bounds.
+        let _ = invoke.add(&interval.invoke);
+        drop(interval);
+        Figures {
+            succeeded: self.count(Outcome::Succeeded),
+            failed: self.count(Outcome::Failed),
+            crashes: self.crashes(),
+            invoke_p99_us: invoke.value_at_quantile(0.99),
+        }
+    }
+
     /// What happened since the last call. Callers who left are in no count: nobody refused or failed them.
     pub(super) fn take_sample(&self, model: &ModelName, version: &Version) -> ModelSample {
         let mut interval = self.interval();
@@ -222,7 +254,14 @@ impl Stats {
         interval.outcomes = Default::default();
         interval.crashes = 0;
         interval.queue.reset();
-        interval.invoke.reset();
+        let Interval {
+            invoke,
+            invoke_before,
+            ..
+        } = &mut *interval;
+        // Both have the same bounds.
+        let _ = invoke_before.add(&*invoke);
+        invoke.reset();
         sample
     }
 
@@ -326,6 +365,10 @@ mod tests {
         assert_eq!((sample.failed, sample.crashes), (1, 1));
         assert!((49..=51).contains(&sample.queue_p50_us));
         assert!((985..=1000).contains(&sample.invoke_p99_us));
+        let figures = stats.figures();
+        assert_eq!((figures.succeeded, figures.crashes), (100, 1));
+        assert_eq!(figures.failed, 0, "a deadline is a caller's");
+        assert!((985..=1000).contains(&figures.invoke_p99_us));
         let empty = stats.take_sample(&model, &version);
         assert_eq!((empty.succeeded, empty.invoke_p99_us), (0, 0));
         assert_eq!(stats.count(Outcome::Succeeded), 100);

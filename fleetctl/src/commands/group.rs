@@ -188,9 +188,13 @@ impl List {
         for (group, devices) in &groups {
             let desired = repository.desired(group)?;
             let (models, routing) = desired.map(|d| (d.models, d.routing)).unwrap_or_default();
-            let wishes = models.iter().map(|(model, wish)| match wish.percent {
-                100.. => format!("{model} {}", wish.version),
-                percent => format!("{model} {} ({percent} %)", wish.version),
+            let wishes = models.iter().map(|(model, wish)| {
+                let share = match (&wish.waves, wish.percent) {
+                    (Some(waves), _) => format!(" (wave {} of {})", waves.open, waves.count()),
+                    (None, 100..) => String::new(),
+                    (None, percent) => format!(" ({percent} %)"),
+                };
+                format!("{model} {}{share}", wish.version)
             });
             let routing = routing
                 .iter()

@@ -12,6 +12,7 @@ use crate::printer::Printer;
 
 #[cfg(feature = "broker")]
 mod broker;
+pub mod change;
 mod device;
 mod doctor;
 mod export;
@@ -19,6 +20,7 @@ mod group;
 mod init;
 mod key;
 mod package;
+mod plan;
 mod publish;
 mod pull;
 mod push;
@@ -78,6 +80,8 @@ enum Verb {
     Push(push::Args),
     Rollback(rollback::Args),
     Route(route::Args),
+    #[command(subcommand)]
+    Rollout(rollout::Verb),
     Status(status::Args),
     Sync(sync::Args),
     Refresh(refresh::Args),
@@ -106,6 +110,7 @@ impl Cli {
             Verb::Push(args) => args.run(&home, printer).await,
             Verb::Rollback(args) => args.run(&home, printer).await,
             Verb::Route(args) => args.run(&home, printer).await,
+            Verb::Rollout(verb) => verb.run(&home, printer).await,
             Verb::Status(args) => args.run(&home, printer).await,
             Verb::Sync(args) => args.run(&home, printer).await,
             Verb::Refresh(args) => args.run(&home, printer).await,

@@ -9,7 +9,8 @@ use edgeward_models::name::{GroupName, LabelName, ModelName, Version};
 use edgeward_models::package::{Package, TfliteOptions};
 use edgeward_models::sign::Repository;
 
-use super::rollout::{self, Pace};
+use super::change::{self, Asked, Pace};
+use super::plan::Plan;
 use super::route;
 use crate::operator::Operator;
 use crate::printer::Printer;
@@ -24,12 +25,19 @@ use crate::printer::Printer;
 /// A version is immutable: another file under a pushed name and version is refused. Pushing the same
 /// version again with a larger --percent widens its rollout; otherwise it is tried anew.
 ///
-/// Exit status: 0 every device serves the version; 1 a device refused it; 2 a device was silent, or the
-/// broker could not be asked.
+/// With --waves the rollout widens by itself: canaries first, then wave by wave, each as soon as every device of
+/// the one before serves the version and has watched it for the soak. Too many failures halt it, and the devices
+/// that had moved go back to what the group ran before. fleetctl must run for that, here or as `fleetctl rollout
+/// watch` or `fleetctl controller`; without it no further wave moves.
+///
+/// Exit status: 0 every device serves the version; 1 a device refused it, or the rollout was halted; 2 a device
+/// was silent, or the broker could not be asked.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
   fleetctl push digits-2.0.0.tflite --group radiology
+  fleetctl push digits-2.0.0.tflite --group radiology --waves 1,10%,50%,100% --soak 3600
+  fleetctl push digits-2.0.0.tflite --group radiology --canary ct-1,ct-2 --waves 50% --approve
   fleetctl push ./digits-package --group radiology --percent 10 --jitter 600
   fleetctl push digits-2.0.0.tflite --group radiology --label canary
   fleetctl push net.tflite --name digits --version 2.0.0 --group radiology --no-wait")]
@@ -51,7 +59,9 @@ pub struct Args {
     #[command(flatten)]
     pace: Pace,
     #[command(flatten)]
-    waiting: rollout::Waiting,
+    plan: Plan,
+    #[command(flatten)]
+    waiting: change::Waiting,
 }
 
 impl Args {
@@ -76,14 +86,16 @@ impl Args {
             return route::carry_out(&operator, repository, desired, model, standing, waiting)
                 .await;
         }
-        let desired = rollout::wish(
-            before,
-            &self.group,
-            &manifest.model,
-            (&manifest.version, manifest.release),
-            &self.pace,
-        )?;
-        rollout::carry_out(
+        let asked = Asked {
+            model: &manifest.model,
+            version: &manifest.version,
+            release: manifest.release,
+            pace: &self.pace,
+            health: self.plan.health(),
+            waves: self.plan.waves(&repository, &self.group, &self.pace)?,
+        };
+        let desired = change::wish(before, &self.group, asked)?;
+        change::carry_out(
             &operator,
             repository,
             desired,

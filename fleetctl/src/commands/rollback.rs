@@ -4,9 +4,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use edgeward_models::fleet::health::HealthLimits;
 use edgeward_models::name::{GroupName, ModelName, Version};
 
-use super::rollout::{self, Pace, Waiting};
+use super::change::{self, Asked, Pace, Waiting};
 use crate::operator::Operator;
 use crate::printer::Printer;
 
@@ -78,15 +79,16 @@ impl Args {
             true => None,
             false => Some(operator.standing(&repository).await?),
         };
-        let release = *release;
-        let desired = rollout::wish(
-            Some(before),
-            &self.group,
-            &self.model,
-            (&target, release),
-            &self.pace,
-        )?;
-        rollout::carry_out(
+        let asked = Asked {
+            model: &self.model,
+            version: &target,
+            release: *release,
+            pace: &self.pace,
+            health: HealthLimits::default(),
+            waves: None,
+        };
+        let desired = change::wish(Some(before), &self.group, asked)?;
+        change::carry_out(
             &operator,
             repository,
             desired,

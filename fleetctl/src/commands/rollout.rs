@@ -1,269 +1,263 @@
-//! What `push` and `rollback` share: the new desired state of a group, its publication and its outcome.
+//! `fleetctl rollout`: rollouts in waves.
 
-use std::cell::Cell;
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, Result};
-use edgeward_models::fleet::rollout::{DesiredState, Wish};
-use edgeward_models::name::{DeviceId, GroupName, ModelName, RolloutId, Version};
-use edgeward_models::sign::Repository;
+use anyhow::{Result, bail};
+use clap::Subcommand;
+use edgeward_models::fleet::rollout::Wish;
+use edgeward_models::fleet::waves::{Decision, Waves, later};
+use edgeward_models::name::{GroupName, ModelName};
 use jiff::Timestamp;
-use rand::Rng;
-use serde::Serialize;
 
-use crate::carrier::Standing;
-use crate::devices::Device;
+use super::change::Waiting;
 use crate::operator::Operator;
-use crate::printer::table;
-use crate::watch::{self, Outcome, Wanted, Watch, What};
-use crate::{FAILED, REFUSED};
+use crate::overseer;
+use crate::printer::Printer;
+use crate::rollouts::{self, Rollout};
+use crate::statuses::{self, Heard};
 
-/// How fast a group moves.
-#[derive(Debug, Clone, clap::Args)]
-pub struct Pace {
-    /// The share of the group that may move now
-    #[arg(long, value_name = "P", default_value_t = 100, value_parser = clap::value_parser!(u8).range(0..=100))]
-    pub percent: u8,
-    /// Devices begin within this time, each at its own moment, to spare the broker
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-    pub jitter: u32,
-    /// How long a device watches the new version before the previous one may be let go
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    pub soak: u32,
+mod list;
+
+/// Watch, widen, pause and abort rollouts in waves
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    List(list::List),
+    Watch(Watch),
+    Advance(Advance),
+    Pause(Pause),
+    Resume(Resume),
+    Abort(Abort),
 }
 
-/// Whether and how long to wait for the devices.
-#[derive(Debug, Clone, clap::Args)]
-pub struct Waiting {
-    /// Do not wait for the devices
+/// Which rollout.
+#[derive(Debug, clap::Args)]
+pub struct Which {
+    model: ModelName,
+    /// The group that it is for
     #[arg(long)]
-    pub no_wait: bool,
-    /// How long to wait for the devices, the jitter not counted
+    group: GroupName,
+}
+
+/// Widen a rollout wave by wave until it is complete or halted
+///
+/// As `fleetctl push --waves` does. It may be ended and begun again at any time.
+///
+/// Exit status: 0 every device serves the version and is well; 1 the rollout was halted; 2 it was superseded, or
+/// the broker could not be asked.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl rollout watch digits --group radiology")]
+pub struct Watch {
+    #[command(flatten)]
+    which: Which,
+    /// How long to wait for devices to go back, the jitter not counted
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
-    pub timeout: u64,
-    /// Change and sign the repository only; publish later with `fleetctl sync` or carry it with
-    /// `fleetctl export`
-    #[arg(long)]
-    pub offline: bool,
+    timeout: u64,
     /// Write the outcome as JSON
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
-/// The desired state that follows `before` when the group is to run this version.
-pub fn wish(
-    before: Option<DesiredState>,
-    group: &GroupName,
-    model: &ModelName,
-    (version, release): (&Version, u64),
-    pace: &Pace,
-) -> Result<DesiredState> {
-    let mut desired = before.unwrap_or_else(|| DesiredState::new(group.clone()));
-    desired.sequence += 1;
-    let current = desired.models.get(model);
-    let same = current.filter(|wish| wish.version == *version && wish.release == release);
-    let rollout = match same {
-        // A device's place in the waves hangs on the rollout: a wider wave must keep it.
-        Some(wish) if wish.percent < pace.percent => wish.rollout.clone(),
-        _ => new_rollout(desired.sequence)?,
-    };
-    let previous = match same {
-        Some(wish) => wish.previous.clone(),
-        None => current.map(|wish| wish.version.clone()),
-    };
-    let wish = Wish {
-        previous,
-        percent: pace.percent,
-        jitter_seconds: pace.jitter,
-        soak_seconds: pace.soak,
-        ..Wish::new(version.clone(), release, rollout)
-    };
-    desired.models.insert(model.clone(), wish);
-    Ok(desired)
+/// Open the next wave
+///
+/// For rollouts that were pushed with --approve, and to go on before a wave is complete.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl rollout advance digits --group radiology")]
+pub struct Advance {
+    #[command(flatten)]
+    which: Which,
+    /// Although devices of this wave have no outcome yet
+    #[arg(long)]
+    now: bool,
 }
 
-pub fn new_rollout(sequence: u64) -> Result<RolloutId> {
-    let random: u32 = rand::rng().random();
-    format!("r{sequence}-{random:08x}")
-        .parse()
-        .context("cannot name the rollout")
+/// Open no further wave until `resume`
+///
+/// Devices that may move already still do, and failures still halt the rollout.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl rollout pause digits --group radiology")]
+pub struct Pause {
+    #[command(flatten)]
+    which: Which,
 }
 
-/// What is said in the end.
-#[derive(Serialize)]
-struct Summary<'a> {
-    group: &'a GroupName,
-    model: &'a ModelName,
-    version: &'a Version,
-    release: u64,
-    sequence: u64,
-    rollout: &'a RolloutId,
-    devices: Vec<Row<'a>>,
+/// Let a paused rollout go on
+///
+/// If its deadline has passed, or if it was halted with nothing to go back to, it gets another chance.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl rollout resume digits --group radiology")]
+pub struct Resume {
+    #[command(flatten)]
+    which: Which,
+    /// When it must be over, from now, if its deadline has passed
+    #[arg(long, value_name = "SECONDS", default_value_t = 24 * 3600)]
+    deadline: u32,
 }
 
-#[derive(Serialize)]
-pub struct Row<'a> {
-    device: &'a DeviceId,
-    #[serde(flatten)]
-    outcome: &'a Outcome,
+/// End a rollout; devices that moved go back to what the group ran before
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  fleetctl rollout abort digits --group radiology --reason 'wrong training data'")]
+pub struct Abort {
+    #[command(flatten)]
+    which: Which,
+    /// Why; it is signed and kept
+    #[arg(long, default_value = "aborted by an operator")]
+    reason: String,
 }
 
-/// Signs and publishes a desired state, then follows it on the devices. `standing` absent: offline.
-pub async fn carry_out(
-    operator: &Operator,
-    mut repository: Repository,
-    desired: DesiredState,
-    model: &ModelName,
-    standing: Option<Standing>,
-    waiting: &Waiting,
-) -> Result<ExitCode> {
-    let wish = desired
-        .models
-        .get(model)
-        .context("the desired state does not name the model")?;
-    repository.set_desired(&desired)?;
-    let publication = repository.commit(&operator.keys(&repository)?, Timestamp::now())?;
-    let what = format!(
-        "{model} {} (release {}) for group {}",
-        wish.version, wish.release, desired.group
-    );
-    let mut outcomes = Vec::new();
-    match standing {
-        None => operator.printer.note(&format!(
-            "{what} is signed; publish it with `fleetctl sync` or carry it with `fleetctl export`"
-        )),
-        Some(standing) => {
-            operator
-                .publish(&repository, &publication, standing)
-                .await?;
-            operator.printer.note(&format!("{what} is published"));
-            let (devices, later) = concerned(operator, &repository, &desired.group, wish)?;
-            if later > 0 {
-                operator.printer.note(&format!(
-                    "{later} more devices of the group wait for a --percent larger than {}",
-                    wish.percent
-                ));
-            }
-            // Others may use the repository while this one waits.
-            drop(repository);
-            if devices.is_empty() {
-                operator.printer.note(&format!(
-                    "no device of group {} is to move now",
-                    desired.group
-                ));
-            } else if !waiting.no_wait {
-                let wanted = Wanted {
-                    group: desired.group.clone(),
-                    sequence: desired.sequence,
-                    model: model.clone(),
-                    what: What::Active {
-                        version: wish.version.clone(),
-                        release: wish.release,
-                    },
+impl Verb {
+    pub async fn run(self, home: &Path, printer: &Printer) -> Result<ExitCode> {
+        let operator = Operator::open(home, printer)?;
+        match self {
+            Self::List(args) => args.run(&operator),
+            Self::Watch(Watch {
+                which,
+                timeout,
+                json,
+            }) => {
+                let waiting = Waiting {
+                    no_wait: false,
+                    timeout,
+                    offline: false,
+                    json,
                 };
-                let time = Duration::from_secs(waiting.timeout + u64::from(wish.jitter_seconds));
-                let watch = Watch::new(wanted, devices, operator.home.memory()?);
-                outcomes = watch::follow(operator, watch, time).await?.outcomes();
+                overseer::watch(&operator, &which.group, &which.model, &waiting).await
             }
+            Self::Advance(args) => args.run(&operator).await,
+            Self::Pause(args) => {
+                change(&operator, &args.which, |waves| waves.paused = true).await?;
+                args.which.tell(printer, "is paused")
+            }
+            Self::Resume(Resume { which, deadline }) => {
+                let now = Timestamp::now();
+                change(&operator, &which, |waves| {
+                    (waves.paused, waves.halted) = (false, None);
+                    if waves.ends < now {
+                        waves.ends = later(now, deadline);
+                    }
+                    // Whoever was silent while it stood still is given its time.
+                    waves.opened = now;
+                })
+                .await?;
+                which.tell(printer, "goes on")
+            }
+            Self::Abort(args) => args.run(&operator).await,
         }
     }
-    if waiting.json {
-        operator.printer.json(&Summary {
-            group: &desired.group,
-            model,
-            version: &wish.version,
-            release: wish.release,
-            sequence: desired.sequence,
-            rollout: &wish.rollout,
-            devices: rows(&outcomes),
-        })?;
-    } else if !outcomes.is_empty() {
-        operator
-            .printer
-            .data(&describe(&format!("{model} {}", wish.version), &outcomes))?;
+}
+
+impl Which {
+    fn tell(&self, printer: &Printer, what: &str) -> Result<ExitCode> {
+        printer.note(&format!(
+            "the rollout of {} in group {} {what}",
+            self.model, self.group
+        ));
+        Ok(ExitCode::SUCCESS)
     }
-    Ok(exit_code(&outcomes))
 }
 
-/// The devices of the group that may move now, and how many more there are.
-fn concerned(
+/// Changes the waves of a rollout, nothing else of it.
+async fn change(
     operator: &Operator,
-    repository: &Repository,
-    group: &GroupName,
-    wish: &Wish,
-) -> Result<(Vec<Device>, usize)> {
-    let later = Cell::new(0);
-    let devices = members(operator, repository, group, |id| {
-        let now = wish.includes(id);
-        later.set(later.get() + usize::from(!now));
-        now
-    })?;
-    Ok((devices, later.get()))
+    which: &Which,
+    change: impl FnOnce(&mut Waves),
+) -> Result<Wish> {
+    rollouts::revise(operator, &which.group, &which.model, |_, rollout| {
+        let mut waves = rollout.waves.clone();
+        change(&mut waves);
+        Ok(Wish {
+            waves: Some(waves),
+            ..rollout.wish.clone()
+        })
+    })
+    .await
 }
 
-/// The devices of a group whose word can be believed, of those that `concerns`.
-pub fn members(
-    operator: &Operator,
-    repository: &Repository,
-    group: &GroupName,
-    concerns: impl Fn(&DeviceId) -> bool,
-) -> Result<Vec<Device>> {
+impl Advance {
+    async fn run(self, operator: &Operator) -> Result<ExitCode> {
+        let Which { model, group } = &self.which;
+        let rollout = rollouts::find(&operator.repository()?, group, model)?;
+        if rollout.waves.reaches_everybody() {
+            bail!("every device of group {group} may move already");
+        }
+        if !self.now {
+            ready(operator, &rollout).await?;
+        }
+        let wish = rollouts::revise(operator, group, model, |_, rollout| {
+            Ok(rollouts::widened(rollout))
+        })
+        .await?;
+        let rollout = Rollout {
+            waves: wish.waves.clone().unwrap_or(rollout.waves),
+            wish,
+            ..rollout
+        };
+        let (devices, wave) = (rollout.moving().count(), rollout.wave());
+        self.which.tell(
+            &operator.printer,
+            &format!("is in {wave}: {devices} devices may move"),
+        )
+    }
+}
+
+/// An error unless the wave is complete and well.
+async fn ready(operator: &Operator, rollout: &Rollout) -> Result<()> {
     let registry = operator.home.devices();
     let mut devices = Vec::new();
-    let all = repository.membership()?;
-    let members = all.iter().filter(|(_, groups)| groups.contains(group));
-    for (id, _) in members.filter(|(id, _)| concerns(id)) {
-        match registry.get(id)? {
-            Some(device) => devices.push(device),
-            None => operator.printer.warn(&format!(
-                "device {id} is in the group and its certificate is not in this home: nothing it says can be believed"
-            )),
-        }
+    for id in rollout.moving() {
+        devices.extend(registry.get(id)?);
     }
-    Ok(devices)
-}
-
-pub fn rows(outcomes: &[(DeviceId, Outcome)]) -> Vec<Row<'_>> {
-    let rows = outcomes.iter();
-    rows.map(|(device, outcome)| Row { device, outcome })
-        .collect()
-}
-
-/// A line for each device, about `what`.
-pub fn describe(what: &str, outcomes: &[(DeviceId, Outcome)]) -> String {
-    let rows: Vec<_> = outcomes
-        .iter()
-        .map(|(device, outcome)| {
-            let (word, text) = match outcome {
-                Outcome::Active { delegate } => ("active", format!("{what} on {delegate}")),
-                Outcome::Routed { versions } if versions.is_empty() => {
-                    ("routed", format!("{what}: the active version alone"))
-                }
-                Outcome::Routed { versions } => (
-                    "routed",
-                    format!("{what}: beside it {}", versions.join(", ")),
-                ),
-                Outcome::Refused { reason } => ("refused", reason.clone()),
-                Outcome::Silent { reason } => ("silent", reason.clone()),
-            };
-            vec![device.to_string(), word.to_owned(), text]
+    let reports = statuses::hear(operator, &devices).await?;
+    let heard = reports
+        .into_iter()
+        .filter_map(|report| match report.status {
+            Heard::Status(status) => Some((report.device, *status)),
+            Heard::Nothing | Heard::NotBelieved(_) => None,
         })
         .collect();
-    table(&rows)
-}
-
-/// 0: every device serves it; 1: one said no; 2: one did not say.
-pub fn exit_code(outcomes: &[(DeviceId, Outcome)]) -> ExitCode {
-    let any = |kind: fn(&Outcome) -> bool| outcomes.iter().any(|(_, outcome)| kind(outcome));
-    if any(|o| matches!(o, Outcome::Refused { .. })) {
-        ExitCode::from(REFUSED)
-    } else if any(|o| matches!(o, Outcome::Silent { .. })) {
-        ExitCode::from(FAILED)
-    } else {
-        ExitCode::SUCCESS
+    let now = Timestamp::now();
+    let tally = rollouts::tally(&rollout.outcomes(&heard, now));
+    match rollout.waves.decide(&tally, now) {
+        Decision::Wait => bail!(
+            "{} of the devices of {} have no outcome yet; --now opens the next one all the same",
+            tally.pending,
+            rollout.wave()
+        ),
+        Decision::Halt(reason) => bail!(
+            "{reason}: `fleetctl rollout abort {} --group {}` takes it back, `fleetctl rollout watch` does so too",
+            rollout.model,
+            rollout.group
+        ),
+        Decision::Halted => {
+            bail!("it was halted; `fleetctl rollout resume` gives it another chance")
+        }
+        Decision::Widen | Decision::AwaitApproval | Decision::Paused | Decision::Complete => Ok(()),
     }
 }
 
-#[cfg(test)]
-mod tests;
+impl Abort {
+    async fn run(self, operator: &Operator) -> Result<ExitCode> {
+        let Which { model, group } = &self.which;
+        let wish = rollouts::revise(operator, group, model, |repository, rollout| {
+            rollouts::withdrawn(repository, rollout, &self.reason)
+        })
+        .await?;
+        let what = match &wish.withdrawn {
+            Some(_) => format!("is aborted; its devices go back to {}", wish.version),
+            None => {
+                "goes no further; the group ran nothing before that it could go back to".to_owned()
+            }
+        };
+        self.which.tell(&operator.printer, &what)
+    }
+}

@@ -16,10 +16,11 @@ use edgeward_models::sign::Repository;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::rollout::{self, Waiting};
+use super::change::{self, Waiting};
 use crate::carrier::Standing;
 use crate::operator::Operator;
 use crate::printer::Printer;
+use crate::rollouts;
 use crate::watch::{self, Wanted, Watch, What};
 
 /// Say which versions of a model a group serves beside the active one, and how requests find them
@@ -131,7 +132,7 @@ fn routed(
     if routing.is_empty() {
         desired.routing.remove(model);
     } else {
-        routing.rollout = Some(rollout::new_rollout(desired.sequence)?);
+        routing.rollout = Some(rollouts::new_rollout(desired.sequence)?);
         desired.routing.insert(model.clone(), routing);
     }
     Ok(desired)
@@ -167,7 +168,7 @@ pub async fn carry_out(
                 .publish(&repository, &publication, standing)
                 .await?;
             operator.printer.note(&format!("{what} is published"));
-            let devices = rollout::members(operator, &repository, &desired.group, |_| true)?;
+            let devices = change::members(operator, &repository, &desired.group, |_| true)?;
             // Others may use the repository while this one waits.
             drop(repository);
             if !devices.is_empty() && !waiting.no_wait {
@@ -189,12 +190,12 @@ pub async fn carry_out(
             "model": model,
             "sequence": desired.sequence,
             "routing": routing,
-            "devices": rollout::rows(&outcomes),
+            "devices": change::rows(&outcomes),
         }))?;
     } else if !outcomes.is_empty() {
         operator
             .printer
-            .data(&rollout::describe(model.as_str(), &outcomes))?;
+            .data(&change::describe(model.as_str(), &outcomes))?;
     }
-    Ok(rollout::exit_code(&outcomes))
+    Ok(change::exit_code(&outcomes))
 }

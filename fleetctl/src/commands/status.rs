@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use edgeward_models::fleet::health::Soak;
 use edgeward_models::fleet::routing::BesideStatus;
 use edgeward_models::fleet::status::{ModelStatus, Phase, Status};
 use edgeward_models::name::GroupName;
@@ -20,9 +21,9 @@ use crate::statuses::{self, Heard, Report};
 /// Show what every device says of itself
 ///
 /// One line per device and model: whether the device is connected, what serves, on which delegate, how far
-/// the version it was asked for has come, and the newest thing that went wrong. AGE is how long ago the
-/// device said so, by its own clock. Only statuses signed with the device's certified key are believed, and only
-/// if they are not older than what this operator has heard from it before.
+/// the version it was asked for has come ("watched": it serves, and its soak goes on), and the newest thing that
+/// went wrong. AGE is how long ago the device said so, by its own clock. Only statuses signed with the device's
+/// certified key are believed, and only if they are not older than what this operator has heard from it before.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -153,7 +154,11 @@ fn lines(report: &Report, groups: &BTreeSet<GroupName>, now: i64) -> Vec<Vec<Str
 
 /// The phase, with the version it is about where that is not the active one.
 fn phase(model: &ModelStatus) -> String {
-    let word = model.phase.word();
+    let word = match (model.phase, model.soak) {
+        (Phase::Active, Some(Soak::Watching)) => "watched",
+        (Phase::Active, Some(Soak::Failed)) => "failed",
+        (phase, _) => phase.word(),
+    };
     let active = model.active.as_ref().map(|a| &a.version);
     match &model.target {
         Some(target) if Some(target) != active => format!("{word} {target}"),

@@ -9,7 +9,8 @@ use super::{Kind, Reconciler};
 use crate::fleet::board::chain;
 use crate::fleet::boot::activate;
 use crate::fleet::job::{FaultKind, JobError, Ready, clock};
-use crate::fleet::state::ModelRecord;
+use crate::fleet::soak::SoakRecord;
+use crate::fleet::state::{ModelRecord, Pointer};
 use crate::serving::driver_caches;
 
 impl Reconciler {
@@ -58,7 +59,10 @@ impl Reconciler {
         let mut pointer = ready.pointer.clone();
         pointer.activated_at = clock();
         let (event, next) = match kind {
-            Kind::Wish => ("version-activated", record.activated(pointer.clone())),
+            Kind::Wish => {
+                let soak = self.soak_of(model, &pointer, &record);
+                ("version-activated", record.activated(pointer.clone(), soak))
+            }
             Kind::PutBack if record.previous.as_ref() != Some(&ready.pointer) => {
                 let reason = "the pointers changed while the previous version was loaded";
                 return Err(JobError::new(FaultKind::Device, reason));
@@ -101,13 +105,30 @@ impl Reconciler {
             self.workshop.cache.clear();
         }
         let target = (kind == Kind::Wish).then_some(&pointer.version);
+        self.watched.remove(model);
         self.workshop.board.model(model, |line| {
+            line.soak = record.soak_state();
             line.previous = record.previous.as_ref().map(|p| p.version.clone());
             if let Some(target) = target {
                 line.target = Some(target.clone());
             }
         });
         Ok(())
+    }
+
+    /// How a version that becomes active for a wish is watched.
+    fn soak_of(
+        &self,
+        model: &ModelName,
+        pointer: &Pointer,
+        record: &ModelRecord,
+    ) -> Option<SoakRecord> {
+        let wish = self.goal.as_ref()?.wishes.get(model)?;
+        let brought =
+            wish.version == pointer.version && Some(&wish.rollout) == pointer.rollout.as_ref();
+        let before = record.active.as_ref();
+        let before = before.and_then(|b| self.workshop.engine.figures(model, &b.version));
+        brought.then(|| SoakRecord::begin(wish, before)).flatten()
     }
 
     pub(super) fn commit(

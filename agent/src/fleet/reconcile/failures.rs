@@ -122,6 +122,7 @@ impl Reconciler {
             self.workshop
                 .board
                 .error(format!("{model} {version}: {reason}"));
+            self.crashed(model, reason);
         }
         self.workshop.board.touch();
     }
@@ -131,8 +132,7 @@ impl Reconciler {
         let Some(record) = self.records.get(model) else {
             return;
         };
-        let (Some(active), Some(previous)) = (record.active.clone(), record.previous.clone())
-        else {
+        let (Some(active), true) = (record.active.clone(), record.previous.is_some()) else {
             warn!(%model, %version, reason, "version keeps failing and is the only one; it is tried on");
             return;
         };
@@ -144,8 +144,19 @@ impl Reconciler {
         {
             return;
         }
-        warn!(%model, %version, reason, previous = %previous.version, "version fails; the previous one is put back");
         self.quarantine(model, version, active.rollout, reason);
+        self.put_back_previous(model, version, reason);
+    }
+
+    /// Has the version before take over from this one, unless it is about to.
+    pub(super) fn put_back_previous(&mut self, model: &ModelName, version: &Version, reason: &str) {
+        let previous = self.records.get(model).and_then(|r| r.previous.clone());
+        let running = self.running.get(model);
+        let Some(previous) = previous.filter(|_| running.is_none_or(|r| r.kind != Kind::PutBack))
+        else {
+            return;
+        };
+        warn!(%model, %version, reason, previous = %previous.version, "version fails; the previous one is put back");
         if let Some(running) = self.running.remove(model) {
             running.abort.abort();
         }

@@ -5,7 +5,7 @@
 //! passing of time; then it compares wishes with pointers and starts, supersedes or commits jobs. All state
 //! of models is changed here and nowhere else. This file holds the state and the loop; `looking` reads
 //! repositories, `steering` turns wishes into jobs, `committing` jobs into pointers, `routing` and
-//! `beside` do the same for versions beside the active one, `failures` says what
+//! `beside` do the same for versions beside the active one, `soaking` watches what became active, `failures` says what
 //! becomes of what went wrong, `import` speaks with a person who holds a directory out.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -30,6 +30,7 @@ use crate::serving::EngineEvent;
 use beside::Beside;
 pub use import::{ImportEvent, ImportOutcome, ImportRequest};
 use pace::{Pace, Refusals};
+use soaking::Watched;
 
 mod beside;
 mod committing;
@@ -39,6 +40,7 @@ mod looking;
 mod pace;
 mod renewal;
 mod routing;
+mod soaking;
 mod steering;
 
 /// What the reconciler listens to.
@@ -79,6 +81,8 @@ pub struct Reconciler {
     reloads: HashMap<ModelName, Attempt>,
     /// Versions beside the active ones.
     beside: Beside,
+    /// Versions that became active and are being watched.
+    watched: HashMap<ModelName, Watched>,
     looking: Option<(JoinHandle<Result<Looked, VerifyError>>, LookRequest)>,
     waiting_looks: VecDeque<LookRequest>,
     /// The newest timestamp that the broker showed, and that of the last look that succeeded.
@@ -179,6 +183,7 @@ impl Reconciler {
             reloading: HashMap::new(),
             reloads,
             beside: Beside::default(),
+            watched: HashMap::new(),
             looking: None,
             waiting_looks: VecDeque::new(),
             heard: None,
@@ -226,6 +231,7 @@ impl Reconciler {
                     if self.look_at.is_some_and(|at| at <= Instant::now()) {
                         self.look_again(wires.remote.as_ref());
                     }
+                    self.look_at_soaks();
                     self.steer();
                 }
             }
@@ -251,6 +257,7 @@ impl Reconciler {
             .map(|(_, a)| a.again)
             .chain(self.beside.next())
             .chain(self.look_at)
+            .chain(self.next_soak_look())
             .min();
         next.map_or(Duration::from_secs(3600), |at| {
             at.saturating_duration_since(Instant::now())

@@ -42,6 +42,9 @@ impl Reconciler {
             return;
         };
         let record = self.records.get(model).cloned().unwrap_or_default();
+        self.workshop.board.model(model, |line| {
+            line.rollout = Some(wish.rollout.clone());
+        });
         let has_something = record.active.is_some();
         let version = match goal::target(wish, &membership.device, has_something) {
             Target::Run(version) => version,
@@ -68,7 +71,8 @@ impl Reconciler {
             self.adopt_rollout(model, &record, wish);
             self.attempts.remove(model);
             if self.served(model) {
-                self.show(model, Some(&version), Phase::Active, None);
+                let reason = record.soak.and_then(|soak| soak.failed);
+                self.show(model, Some(&version), Phase::Active, reason);
             }
             return;
         }
@@ -243,10 +247,12 @@ impl Reconciler {
         reason: Option<String>,
     ) {
         let previous = self.records.get(model).and_then(|r| r.previous.as_ref());
+        let soak = self.soak_shown(model, phase);
         self.workshop.board.model(model, |line| {
             line.target = target.cloned();
             line.previous = previous.map(|p| p.version.clone());
             line.phase = phase;
+            line.soak = soak;
             line.reason = reason;
         });
     }
@@ -271,8 +277,7 @@ impl Reconciler {
             let Some(record) = self.records.get(&model) else {
                 continue;
             };
-            let mut next = record.clone();
-            next.previous = next.active.take();
+            let next = record.retired();
             let fields =
                 json!({"model": model, "version": next.previous.as_ref().map(|p| &p.version)});
             if self.commit(&model, "model-retired", fields, next).is_ok() {

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use edgeward_models::fleet::health::Soak;
 use edgeward_models::name::RolloutId;
 use edgeward_models::{Digest, GroupName, Version};
 use serde::{Deserialize, Serialize};
+
+use crate::fleet::soak::SoakRecord;
 
 const FORMAT: u32 = 1;
 /// Entries of a quarantine list; the oldest go first. A model refused this often has other troubles.
@@ -43,6 +46,9 @@ pub struct ModelRecord {
     pub active: Option<Pointer>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<Pointer>,
+    /// While the active version is being watched, or when it turned out not to be good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub soak: Option<SoakRecord>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub quarantined: Vec<Quarantined>,
 }
@@ -53,6 +59,7 @@ impl Default for ModelRecord {
             format: FORMAT,
             active: None,
             previous: None,
+            soak: None,
             quarantined: Vec::new(),
         }
     }
@@ -67,9 +74,11 @@ impl ModelRecord {
         })
     }
 
-    /// The record after `new` was activated. Activating what is active changes nothing but the rollout.
-    pub fn activated(&self, new: Pointer) -> Self {
+    /// The record after `new` was activated, to be watched like this. Activating what is active changes nothing but
+    /// the rollout.
+    pub fn activated(&self, new: Pointer, soak: Option<SoakRecord>) -> Self {
         let mut next = self.clone();
+        next.soak = soak;
         if let Some(old) = next.active.replace(new.clone())
             && old.version != new.version
         {
@@ -93,12 +102,27 @@ impl ModelRecord {
     pub fn put_back(&self, now: i64) -> Self {
         let mut next = self.clone();
         if let Some(previous) = next.previous.take() {
+            next.soak = None;
             next.active = Some(Pointer {
                 activated_at: now,
                 ..previous
             });
         }
         next
+    }
+
+    /// The record after its model was let go.
+    pub fn retired(&self) -> Self {
+        let mut next = self.clone();
+        next.previous = next.active.take();
+        next.soak = None;
+        next
+    }
+
+    /// How the watch over the active version stands, where a rollout brought it.
+    pub fn soak_state(&self) -> Option<Soak> {
+        self.active.as_ref()?.rollout.as_ref()?;
+        Some(self.soak.as_ref().map_or(Soak::Passed, SoakRecord::state))
     }
 
     /// Why this version may not run for this rollout.

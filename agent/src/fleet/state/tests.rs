@@ -24,11 +24,11 @@ fn model() -> ModelName {
 
 #[test]
 fn what_was_active_becomes_previous_and_a_put_back_reverses_that() {
-    let one = ModelRecord::default().activated(pointer(1));
+    let one = ModelRecord::default().activated(pointer(1), None);
     assert_eq!(one.previous, None);
-    let two = one.activated(pointer(2));
+    let two = one.activated(pointer(2), None);
     assert_eq!(two.previous, Some(pointer(1)));
-    assert_eq!(two.activated(pointer(2)), two);
+    assert_eq!(two.activated(pointer(2), None), two);
     let back = two
         .quarantine(Quarantined {
             version: Version::new(2, 0, 0),
@@ -78,8 +78,8 @@ fn one_process_owns_the_directory_and_work_in_progress_is_thrown_away() {
 fn pointers_survive_a_restart_and_a_damaged_one_falls_back_to_the_generation_before() {
     let directory = tempfile::tempdir().expect("tempdir");
     let state = StateDirectory::open(directory.path()).expect("open");
-    let one = ModelRecord::default().activated(pointer(1));
-    let two = one.activated(pointer(2));
+    let one = ModelRecord::default().activated(pointer(1), None);
+    let two = one.activated(pointer(2), None);
     state.write_record(&model(), &one).expect("write");
     state.write_record(&model(), &two).expect("write");
     assert_eq!(state.records().expect("read")[&model()], two);
@@ -106,8 +106,8 @@ fn garbage_collection_keeps_active_previous_what_is_wanted_beside_and_the_newest
             .expect("install");
     }
     let record = ModelRecord::default()
-        .activated(pointer(1))
-        .activated(pointer(3));
+        .activated(pointer(1), None)
+        .activated(pointer(3), None);
     let beside = Routing {
         versions: [Version::new(2, 0, 0)].into(),
         ..Routing::default()

@@ -15,7 +15,15 @@ fn push(before: Option<DesiredState>, version: u64, percent: u8) -> DesiredState
     let release = version.semver().major;
     let group = "radiology".parse().expect("name");
     let model = "digits".parse().expect("name");
-    wish(before, &group, &model, (&version, release), &pace(percent)).expect("wish")
+    let asked = Asked {
+        model: &model,
+        version: &version,
+        release,
+        pace: &pace(percent),
+        health: HealthLimits::default(),
+        waves: None,
+    };
+    wish(before, &group, asked).expect("wish")
 }
 
 fn only(desired: &DesiredState) -> &Wish {
@@ -43,6 +51,15 @@ fn widening_keeps_the_rollout_and_trying_again_begins_a_new_one() {
     let again = push(Some(half.clone()), 2, 50);
     assert_ne!(only(&half).rollout, only(&again).rollout);
     assert_eq!(only(&again).previous, Some(Version::new(1, 0, 0)));
+}
+
+#[test]
+fn a_group_goes_back_to_what_all_of_it_ran() {
+    let tenth = push(Some(push(None, 1, 100)), 2, 10);
+    let third = push(Some(tenth), 3, 10);
+    assert_eq!(only(&third).previous, Some(Version::new(1, 0, 0)));
+    let back = push(Some(third), 1, 100);
+    assert_eq!(only(&back).previous, None, "not to itself");
 }
 
 #[test]
