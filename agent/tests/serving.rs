@@ -10,6 +10,8 @@ mod delegates;
 mod limits;
 #[path = "serving/memory.rs"]
 mod memory;
+#[path = "serving/scale.rs"]
+mod scale;
 #[path = "serving/support.rs"]
 mod support;
 #[path = "serving/swaps.rs"]

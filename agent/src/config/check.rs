@@ -327,6 +327,18 @@ fn check_model(settings: &ModelSettings, table: &mut Table) {
             );
         }
     }
+    for (key, value, most) in [
+        ("min_instances", settings.min_instances, 64),
+        ("max_instances", settings.max_instances, 64),
+        ("threads", settings.threads, 256),
+    ] {
+        if let Some(value) = value {
+            table.within(key, value, 1, most);
+        }
+    }
+    if settings.min_instances > settings.max_instances.or(settings.min_instances) {
+        table.wrong("min_instances", "is more than max_instances");
+    }
     if let Some(batching) = &settings.batching {
         let most = batching.max_batch_size;
         table.within("batching.max_batch_size", most, 2, 4096);

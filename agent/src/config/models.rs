@@ -12,6 +12,12 @@ pub struct ModelSettings {
     pub idle_unload_after_seconds: Option<u64>,
     /// Never unloaded to make room for another model.
     pub pinned: bool,
+    /// Interpreters that answer in parallel: so many always, and up to so many while requests wait for one. Absent: what
+    /// the manifest says.
+    pub min_instances: Option<u32>,
+    pub max_instances: Option<u32>,
+    /// Of each interpreter. Absent: what the manifest says.
+    pub threads: Option<u32>,
     /// Absent: every request is run by itself.
     pub batching: Option<Batching>,
 }

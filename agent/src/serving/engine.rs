@@ -167,7 +167,8 @@ impl Engine {
         }
         let cores = usable_cores(self.shared.config.tflite.cores);
         let taken = self.shared.threads_taken(&manifest.model, beside);
-        let grant = grant(manifest, cores, taken);
+        let settings = self.shared.config.models.get(&manifest.model);
+        let grant = grant(manifest, settings, cores, taken);
         let (shared, version) = (self.shared.clone(), version.clone());
         let manifest = manifest.clone();
         let proving = async move {
@@ -303,6 +304,12 @@ impl Shared {
         versions
     }
 
+    /// Threads of all interpreters that there are now.
+    pub(super) fn threads_running(&self) -> usize {
+        let versions = self.versions();
+        versions.iter().map(|loaded| loaded.threads()).sum()
+    }
+
     /// Threads that are held by others than the active version of a model, or (`beside`) by that one too.
     fn threads_taken(&self, model: &ModelName, beside: bool) -> usize {
         let routes = self.read_routes();
@@ -312,7 +319,7 @@ impl Shared {
                 .filter(|_| beside || name != model.as_str());
             active.into_iter().chain(versions.beside())
         });
-        held.map(|loaded| loaded.grant.total()).sum()
+        held.map(|loaded| loaded.threads()).sum()
     }
 
     pub(super) fn part_later(self: &Arc<Self>, loaded: Arc<Loaded>) {
@@ -406,7 +413,7 @@ fn snapshot(loaded: &Loaded, beside: bool) -> ServedModel {
         reason: loaded.outage().map(|outage| outage.reason),
         unloaded: loaded.unloaded().map(str::to_owned),
         worker_memory_bytes: running.map_or(0, |_| loaded.expected_bytes()),
-        instances: loaded.grant.instances,
+        instances: loaded.interpreters(),
         worker_pid: running.map(|w| w.facts().pid),
         worker_resident_bytes: running.map_or(0, |w| w.resident_bytes()),
         sandbox: running.map_or_else(String::new, |w| w.facts().sandbox.clone()),

@@ -310,6 +310,16 @@ impl Loaded {
             && !self.sequences.any(now)
     }
 
+    /// Interpreters that it has now, or gets back when it is loaded again.
+    pub(super) fn interpreters(&self) -> usize {
+        let worker = self.worker();
+        worker.map_or(self.grant.instances, |worker| worker.interpreters())
+    }
+
+    pub(super) fn threads(&self) -> usize {
+        self.interpreters() * self.grant.threads
+    }
+
     /// When it was last used, or loaded.
     pub(super) fn used(&self) -> Instant {
         self.stats.latest_answer().max(self.read().since)
@@ -346,7 +356,7 @@ impl Loaded {
 
 /// Slots of a worker: requests that may wait or run at once.
 pub(super) fn slots(grant: Grant, limits: &Limits) -> usize {
-    grant.instances * limits.slots_per_instance.max(1)
+    grant.most * limits.slots_per_instance.max(1)
 }
 
 /// Keeps a version loaded while somebody uses it.

@@ -101,6 +101,18 @@ pub(super) fn write(page: &mut Page, versions: &[Arc<Loaded>]) {
             page.total(name, &version.labels(), count);
         }
     }
+    page.gauge(
+        "edgeward_worker_interpreters",
+        "Interpreters of the worker.",
+    );
+    for (version, worker) in workers() {
+        let interpreters = worker.interpreters();
+        page.value(
+            "edgeward_worker_interpreters",
+            &version.labels(),
+            interpreters,
+        );
+    }
     page.gauge("edgeward_worker_requests", "Requests that hold a slot now.");
     for (version, worker) in workers() {
         let requests = worker.in_flight();

@@ -27,6 +27,7 @@ mod metrics;
 mod poison;
 mod proof;
 mod routes;
+mod scale;
 mod sequences;
 mod served;
 mod split;

@@ -332,7 +332,7 @@ fn overloaded(loaded: &Loaded) -> ServeError {
     let invoke = loaded.stats.latest_invoke_micros();
     ServeError::Overloaded {
         model: loaded.manifest().model.clone(),
-        retry_after_seconds: retry_after_seconds(ahead, loaded.grant.instances, invoke),
+        retry_after_seconds: retry_after_seconds(ahead, loaded.interpreters(), invoke),
     }
 }
 

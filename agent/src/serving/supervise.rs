@@ -22,6 +22,7 @@ use super::error::LoadFailure;
 use super::loaded::{Loaded, Outage};
 use super::memory::Room;
 use super::proof::{Proven, Prover, last_words};
+use super::scale::scale;
 use crate::worker::WorkerDeath;
 
 /// The first pause before a restart; it doubles up to [`LONGEST_PAUSE`].
@@ -70,6 +71,7 @@ async fn restart_forever(
                 death = died => Some(death),
                 never = ask_when_in_doubt(shared, loaded) => match never {},
                 never = shared.look_after(loaded) => match never {},
+                never = scale(shared, loaded) => match never {},
             },
             None => None,
         };

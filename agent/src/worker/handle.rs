@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -32,6 +32,8 @@ struct Handle {
     request_limit: u64,
     opens_files_late: bool,
     batching: Option<Batching>,
+    /// Interpreters that were asked for.
+    interpreters: AtomicUsize,
     /// Requests may be joined from now on.
     joins: AtomicBool,
     seal: tokio::sync::Mutex<()>,
@@ -140,6 +142,7 @@ impl Worker {
                 facts,
                 request_limit,
                 batching: spec.batching,
+                interpreters: AtomicUsize::new(spec.instances.max(1)),
                 joins: AtomicBool::new(false),
                 opens_files_late: spec.profile.is_some_and(|p| p.opens_files_late),
                 seal: tokio::sync::Mutex::new(()),
@@ -211,6 +214,20 @@ impl Worker {
         // Not through `self`: waiting for the end must not be what keeps the worker alive.
         let supervisor = Arc::clone(&self.handle.supervisor);
         async move { supervisor.died().await }
+    }
+
+    /// How many interpreters answer, or are being built or let go to come to that number.
+    pub fn interpreters(&self) -> usize {
+        self.handle.interpreters.load(Ordering::Relaxed)
+    }
+
+    /// From now on so many interpreters answer. More are built while the others answer on.
+    pub async fn set_interpreters(&self, wanted: usize) -> Result<(), WorkerError> {
+        let supervisor = &self.handle.supervisor;
+        let told = supervisor.tell(&ToWorker::Interpreters(wanted)).await;
+        told.map_err(|_| supervisor.died_error())?;
+        self.handle.interpreters.store(wanted, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Requests that hold a slot now.

@@ -92,8 +92,13 @@ impl Taking {
         }
     }
 
-    /// The next slot to run. Waits for one.
-    pub fn take(&self, memory: &Memory, slots: usize) -> io::Result<u32> {
+    /// The next slot to run. Waits for one, unless there is none and `stops` says that nobody should: then `None`.
+    pub fn take(
+        &self,
+        memory: &Memory,
+        slots: usize,
+        stops: impl Fn() -> bool,
+    ) -> io::Result<Option<u32>> {
         let (count, sleepers) = (word(memory, PUSHED)?, word(memory, SLEEPERS)?);
         loop {
             let pushed = {
@@ -103,10 +108,13 @@ impl Taking {
                 if pushed != *taken {
                     let slot = place(memory, slots, *taken)?.load(Ordering::Relaxed);
                     *taken = taken.wrapping_add(1);
-                    return Ok(slot);
+                    return Ok(Some(slot));
                 }
                 pushed
             };
+            if stops() {
+                return Ok(None);
+            }
             sleepers.fetch_add(1, Ordering::SeqCst);
             let slept = futex::wait(count, futex::Flags::empty(), pushed, None);
             sleepers.fetch_sub(1, Ordering::SeqCst);
@@ -115,6 +123,16 @@ impl Taking {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Lets all threads that wait for a job look whether they should.
+    pub fn wake_all(&self, memory: &Memory) -> io::Result<()> {
+        futex::wake(
+            word(memory, PUSHED)?,
+            futex::Flags::empty(),
+            i32::MAX as u32,
+        )?;
+        Ok(())
     }
 
     /// Shows the jobs that are queued, in their order, to `choose`, and takes as many of the first as it says.
@@ -206,7 +224,8 @@ mod tests {
                 let (memory, taking, sender) = (memory.clone(), taking.clone(), sender.clone());
                 std::thread::spawn(move || {
                     loop {
-                        let slot = taking.take(&memory, SLOTS).expect("take");
+                        let slot = taking.take(&memory, SLOTS, || false).expect("take");
+                        let slot = slot.expect("nobody stops it");
                         if slot == u32::MAX {
                             return;
                         }

@@ -74,6 +74,8 @@ pub enum ToWorker {
     Seal,
     /// Stop a running job between nodes.
     Cancel(u64),
+    /// From now on so many interpreters answer, at least one.
+    Interpreters(usize),
 }
 
 /// Worker to agent, over the control socket.

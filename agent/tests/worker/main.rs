@@ -4,6 +4,7 @@ mod answers;
 mod batching;
 mod cancel;
 mod faults;
+mod interpreters;
 mod plugin;
 mod sandbox;
 mod signatures;

@@ -84,6 +84,7 @@ impl Prover<'_> {
             .map_err(|e| Refusal::new(format!("{e}")))?;
         let grant = Grant {
             instances: 1,
+            most: 1,
             threads: 1,
         };
         let builtin = DelegateChoice::new(name);

@@ -3,10 +3,11 @@
 //! All of them wait on the job queue; what each does with a job is in `thread`, and in `batch` where several are
 //! joined.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::instance::Instance;
 use super::streams::Streams;
@@ -28,9 +29,25 @@ pub struct Shared {
     stored: Mutex<Vec<(u64, OwnedFd)>>,
 }
 
-/// All interpreter threads, for whoever wants to cancel a job.
+/// All interpreter threads, for whoever wants to cancel a job or to have more or fewer of them.
 pub struct Running {
-    threads: Vec<(Arc<Current>, Canceller)>,
+    shared: Arc<Shared>,
+    threads: Arc<Threads>,
+}
+
+/// The interpreter threads by their numbers.
+struct Threads {
+    running: Mutex<BTreeMap<usize, Arc<One>>>,
+    /// A thread whose number is not below this one ends when it has nothing to do.
+    wanted: AtomicUsize,
+}
+
+/// One thread, as the others see it.
+#[derive(Default)]
+struct One {
+    current: Current,
+    /// Once it has its interpreter.
+    canceller: OnceLock<Canceller>,
 }
 
 /// The job of one thread; ids begin at 1.
@@ -118,7 +135,10 @@ impl Running {
     /// Stops a job between nodes, if it is running. One of several that run together has no part in their answer
     /// any more, and all are stopped with the last of them.
     pub fn cancel(&self, id: u64) {
-        for (current, canceller) in &self.threads {
+        for one in lock(&self.threads.running).values() {
+            let (current, Some(canceller)) = (&one.current, one.canceller.get()) else {
+                continue;
+            };
             if current.job.load(Ordering::SeqCst) == id {
                 current.cancelled.store(id, Ordering::SeqCst);
                 lock(&current.stream).as_ref().unwrap_or(canceller).cancel();
@@ -132,25 +152,75 @@ impl Running {
             }
         }
     }
+
+    /// Makes it so many threads. More are built beside those that answer; fewer end when they have nothing to do.
+    pub fn resize(&self, wanted: usize) -> io::Result<()> {
+        let wanted = wanted.clamp(1, self.shared.setup.layout.slots);
+        self.threads.wanted.store(wanted, Ordering::SeqCst);
+        for number in 0..wanted {
+            let missing = !lock(&self.threads.running).contains_key(&number);
+            if missing {
+                self.spawn(number, None)?;
+            }
+        }
+        self.shared.queue.wake_all(&self.shared.memory)
+    }
+
+    /// Starts one thread. Without an interpreter it builds its own.
+    fn spawn(&self, number: usize, instance: Option<Instance>) -> io::Result<()> {
+        let one = Arc::new(One::default());
+        lock(&self.threads.running).insert(number, one.clone());
+        let (shared, threads) = (self.shared.clone(), self.threads.clone());
+        let builder = std::thread::Builder::new().name(format!("interpreter-{number}"));
+        builder.spawn(move || {
+            let built = instance.map_or_else(|| shared.streams.another(&shared.setup), Ok);
+            match built {
+                Ok(instance) => work(instance, &shared, &one, || threads.lets_go(number)),
+                Err(reason) => {
+                    super::say(&format!("no further interpreter can be built: {reason}"));
+                    lock(&threads.running).remove(&number);
+                }
+            }
+        })?;
+        Ok(())
+    }
+}
+
+impl Threads {
+    /// Whether a thread that has nothing to do is to end; it is no longer one of them then.
+    fn lets_go(&self, number: usize) -> bool {
+        // Under the lock: either it ends and is missing, or it is there and stays.
+        let mut running = lock(&self.running);
+        let ends = number >= self.wanted.load(Ordering::SeqCst);
+        if ends {
+            running.remove(&number);
+        }
+        ends
+    }
+}
+
+fn work(instance: Instance, shared: &Shared, one: &One, stops: impl Fn() -> bool) {
+    // Nobody else sets it.
+    let _ = one.canceller.set(instance.canceller());
+    if let Err(error) = Thread::new(instance, shared, &one.current).work(stops) {
+        super::say(&format!("the job queue is broken: {error}"));
+        super::leave(super::FAILED);
+    }
 }
 
 /// Starts one thread per interpreter.
 pub fn start(instances: Vec<Instance>, shared: Shared) -> io::Result<Running> {
-    let shared = Arc::new(shared);
-    let mut threads = Vec::with_capacity(instances.len());
+    let running = Running {
+        shared: Arc::new(shared),
+        threads: Arc::new(Threads {
+            running: Mutex::default(),
+            wanted: AtomicUsize::new(instances.len()),
+        }),
+    };
     for (number, instance) in instances.into_iter().enumerate() {
-        let current = Arc::new(Current::default());
-        threads.push((Arc::clone(&current), instance.canceller()));
-        let shared = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name(format!("interpreter-{number}"))
-            .spawn(move || {
-                let Err(error) = Thread::new(instance, &shared, &current).work();
-                super::say(&format!("the job queue is broken: {error}"));
-                super::leave(super::FAILED);
-            })?;
+        running.spawn(number, Some(instance))?;
     }
-    Ok(Running { threads })
+    Ok(running)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -35,25 +35,35 @@ pub fn load(library: &Arc<Library>, model: OwnedFd, setup: &Setup) -> Result<Loa
     for _ in 0..setup.instances {
         delegates.push(delegate(library, setup)?);
     }
-    let building = std::thread::scope(|scope| {
-        let builder = std::thread::Builder::new().name("loading".to_owned());
-        let thread = builder.spawn_scoped(scope, || {
-            turns::give_way(turns::NICENESS);
-            delegates
-                .into_iter()
-                .map(|delegate| build(&model, delegate, setup))
-                .collect::<Result<Vec<_>, _>>()
-        });
-        let thread = thread.map_err(|e| format!("the loading thread: {e}"))?;
-        thread
-            .join()
-            .map_err(|_| "the loading thread panicked".to_owned())
-    });
+    let build_all = || {
+        let built = delegates.into_iter().map(|d| build(&model, d, setup));
+        built.collect::<Result<Vec<_>, _>>()
+    };
     Ok(Loaded {
-        instances: building??,
+        instances: aside(build_all)?,
         model,
         keeps_state,
     })
+}
+
+/// Does work that nobody waits for on a thread of low priority.
+fn aside<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let builder = std::thread::Builder::new().name("loading".to_owned());
+        let thread = builder.spawn_scoped(scope, || {
+            turns::give_way(turns::NICENESS);
+            work()
+        });
+        let thread = thread.map_err(|e| format!("the loading thread: {e}"))?;
+        let done = thread.join();
+        done.map_err(|_| "the loading thread panicked".to_owned())?
+    })
+}
+
+/// One more interpreter, beside those that answer.
+pub fn beside(model: &Arc<Model>, setup: &Setup) -> Result<Instance, String> {
+    let delegate = delegate(model.library(), setup)?;
+    aside(|| build(model, delegate, setup))
 }
 
 /// One more interpreter, for a new sequence.

@@ -124,6 +124,11 @@ fn serve(
                 tell(control, &answer);
             }
             Ok(ToWorker::Cancel(id)) => running.cancel(id),
+            Ok(ToWorker::Interpreters(wanted)) => {
+                if let Err(error) = running.resize(wanted) {
+                    say(&format!("no further interpreter thread: {error}"));
+                }
+            }
             Err(_) => return Ok(()),
         }
     }

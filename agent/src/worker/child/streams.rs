@@ -25,6 +25,11 @@ impl Streams {
         }
     }
 
+    /// One more interpreter, that answers like the first ones.
+    pub fn another(&self, setup: &Setup) -> Result<Instance, String> {
+        load::beside(&self.model, setup)
+    }
+
     /// The interpreter of a stream, new if it begins. A job that still runs on the one before keeps that to its
     /// end, and nobody sees what it leaves there.
     pub fn take(&self, stream: Stream, setup: &Setup) -> Result<Arc<Mutex<Instance>>, String> {

@@ -3,7 +3,6 @@
 //! No lock is held across an invoke. Messages and memory come from the agent, which this process trusts as
 //! far as it must; it still checks them, since a mistake there should be an error here and not a crash.
 
-use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::PoisonError;
@@ -47,11 +46,15 @@ impl<'a> Thread<'a> {
         }
     }
 
-    pub(super) fn work(mut self) -> io::Result<Infallible> {
+    /// Runs jobs until there is none and `stops` says so.
+    pub(super) fn work(mut self, stops: impl Fn() -> bool) -> io::Result<()> {
         let Shared { memory, setup, .. } = self.shared;
         let mut buffer = [0; wire::MAX_MESSAGE_BYTES];
         loop {
-            let slot = self.shared.queue.take(memory, setup.layout.slots)?;
+            let slot = self.shared.queue.take(memory, setup.layout.slots, &stops)?;
+            let Some(slot) = slot else {
+                return Ok(());
+            };
             let job = setup
                 .layout
                 .read_message(memory, slot as usize, &mut buffer);
