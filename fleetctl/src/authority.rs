@@ -15,9 +15,12 @@ use jiff::civil::Date;
 use jiff::{Timestamp, ToSpan, tz::TimeZone};
 use rand::Rng;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
+
+use crate::revocation::Revoked;
 
 /// The operator's common name. No device can have it: a device id holds no capital letter.
 pub const OPERATOR: &str = "Operator";
@@ -111,6 +114,36 @@ impl Authority {
         self.certify(&key, device)
     }
 
+    /// The list of certificates that the broker is to turn away, PEM. It lasts as long as the authority.
+    pub fn revocation_list(&self, revoked: &[Revoked]) -> Result<String> {
+        let [(year, month, day), end] = validity(CA_YEARS)?;
+        let mut revoked_certs = Vec::new();
+        for entry in revoked {
+            let serial = hex_bytes(&entry.serial)
+                .with_context(|| format!("{:?} is no serial", entry.serial))?;
+            let at = ymd(entry.at.to_zoned(TimeZone::UTC).date())?;
+            revoked_certs.push(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(&serial),
+                revocation_time: rcgen::date_time_ymd(at.0, at.1, at.2),
+                reason_code: None,
+                invalidity_date: None,
+            });
+        }
+        let list = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(year, month, day),
+            next_update: rcgen::date_time_ymd(end.0, end.1, end.2),
+            crl_number: SerialNumber::from(revoked.len() as u64 + 1),
+            issuing_distribution_point: None,
+            revoked_certs,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list
+            .signed_by(&self.issuer)
+            .context("cannot sign the list of revoked certificates")?;
+        list.pem()
+            .context("cannot write the list of revoked certificates")
+    }
+
     fn certify(&self, key: &SubjectPublicKeyInfo, device: &DeviceId) -> Result<String> {
         let mut params = params(device.as_str(), DEVICE_YEARS)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -146,18 +179,32 @@ fn params(common_name: &str, years: i32) -> Result<CertificateParams> {
     // A serial is a positive number (RFC 5280, 4.1.2.2), and ours never begins with a zero byte.
     serial[0] = serial[0] & 0x7f | 0x40;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
-    let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
-    // From yesterday: a device's clock may be a little behind.
-    let (year, month, day) = ymd(today.saturating_sub(1.day()))?;
+    let [(year, month, day), end] = validity(years)?;
     params.not_before = rcgen::date_time_ymd(year, month, day);
-    let (year, month, day) = ymd(today.saturating_add(years.years()))?;
-    params.not_after = rcgen::date_time_ymd(year, month, day);
+    params.not_after = rcgen::date_time_ymd(end.0, end.1, end.2);
     Ok(params)
 }
 
-fn ymd(date: Date) -> Result<(i32, u8, u8)> {
+/// Year, month and day.
+type Ymd = (i32, u8, u8);
+
+/// From yesterday, since a device's clock may be a little behind, for so many years.
+fn validity(years: i32) -> Result<[Ymd; 2]> {
+    let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
+    Ok([
+        ymd(today.saturating_sub(1.day()))?,
+        ymd(today.saturating_add(years.years()))?,
+    ])
+}
+
+fn ymd(date: Date) -> Result<Ymd> {
     let part = |value: i8| u8::try_from(value).context("the clock is wrong");
     Ok((date.year().into(), part(date.month())?, part(date.day())?))
+}
+
+fn hex_bytes(text: &str) -> Option<Vec<u8>> {
+    let byte = |at: usize| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
+    (0..text.len()).step_by(2).map(byte).collect()
 }
 
 #[cfg(test)]

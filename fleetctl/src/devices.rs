@@ -3,6 +3,7 @@
 //! `device` adds and shows them; `status` and `push` take the public keys from here, so that only the
 //! device itself can speak for itself.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -15,6 +16,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
 
 const MAX_CERTIFICATE_BYTES: u64 = 64 * 1024;
+const MAX_SERIALS_BYTES: u64 = 64 * 1024;
 
 /// The directory of device certificates.
 #[derive(Debug, Clone)]
@@ -30,6 +32,8 @@ pub struct Device {
     pub public_key: Vec<u8>,
     /// SHA-256 of the certificate (DER).
     pub fingerprint: Digest,
+    /// Of the certificate, in hexadecimal.
+    pub serial: String,
     pub not_before: Timestamp,
     pub not_after: Timestamp,
 }
@@ -69,13 +73,47 @@ impl Devices {
         }
     }
 
-    /// Keeps a device's certificate, replacing the one before.
+    /// Keeps a device's certificate, replacing the one before, whose serial is remembered: it counts until it ends.
     pub fn put(&self, id: &DeviceId, certificate: &str) -> Result<()> {
+        let serials = self.serials(id)?;
+        if !serials.is_empty() {
+            let bytes = serde_json::to_vec(&serials).context("cannot write serials")?;
+            durable::write(&self.earlier_path(id), &bytes, Access::Anyone)?;
+        }
         Ok(durable::write(
             &self.path(id),
             certificate.as_bytes(),
             Access::Anyone,
         )?)
+    }
+
+    /// The serials of all certificates that a device was given under this id, in hexadecimal.
+    pub fn serials(&self, id: &DeviceId) -> Result<BTreeSet<String>> {
+        let path = self.earlier_path(id);
+        let mut serials: BTreeSet<String> = match durable::read(&path, MAX_SERIALS_BYTES)? {
+            Some(bytes) => serde_json::from_slice(&bytes)
+                .with_context(|| format!("{} is damaged", path.display()))?,
+            None => BTreeSet::new(),
+        };
+        serials.extend(self.get(id)?.map(|device| device.serial));
+        Ok(serials)
+    }
+
+    /// Forgets a device; its certificate is kept aside.
+    pub fn remove(&self, device: &Device) -> Result<()> {
+        let aside = self.directory.join("removed");
+        durable::create_directory(&aside)?;
+        let name = format!("{}-{}.pem", device.id, device.serial);
+        durable::rename(&self.path(&device.id), &aside.join(name))?;
+        let earlier = self.earlier_path(&device.id);
+        if earlier.exists() {
+            durable::remove_file(&earlier)?;
+        }
+        Ok(())
+    }
+
+    fn earlier_path(&self, id: &DeviceId) -> PathBuf {
+        self.directory.join(format!("{id}.serials.json"))
     }
 
     fn path(&self, id: &DeviceId) -> PathBuf {
@@ -97,11 +135,16 @@ impl Device {
         Ok(Self {
             public_key: certificate.public_key().raw.to_vec(),
             fingerprint: Digest::of(&block.contents),
+            serial: hex(certificate.raw_serial()),
             not_before: time(certificate.validity().not_before)?,
             not_after: time(certificate.validity().not_after)?,
             id,
         })
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 const NO_CERTIFICATE: &str = "it is not a certificate";

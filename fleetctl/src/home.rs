@@ -179,6 +179,10 @@ impl Home {
         self.directory.join("ca").join(CA_FILES[1])
     }
 
+    pub fn ca_directory(&self) -> PathBuf {
+        self.directory.join("ca")
+    }
+
     pub fn keys_directory(&self) -> PathBuf {
         self.directory.join("keys")
     }

@@ -16,6 +16,7 @@ mod passphrase;
 mod pending;
 mod printer;
 mod renewal;
+mod revocation;
 mod rollouts;
 mod statuses;
 mod watch;

@@ -138,6 +138,7 @@ pub mod tests {
                 id: id.parse().expect("name"),
                 public_key: key.public_key().as_der().expect("der").as_ref().to_vec(),
                 fingerprint: Digest::of(b""),
+                serial: "01".to_owned(),
                 not_before: jiff::Timestamp::MIN,
                 not_after: jiff::Timestamp::MAX,
             };

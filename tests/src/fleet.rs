@@ -85,8 +85,13 @@ impl Fleet {
 
     /// Runs `fleetctl` to its end.
     pub fn fleetctl(&self, arguments: &[&str]) -> Finished {
+        self.fleetctl_in(&self.home(), arguments)
+    }
+
+    /// Runs `fleetctl` at another desk.
+    pub fn fleetctl_in(&self, home: &Path, arguments: &[&str]) -> Finished {
         let mut command = Command::new(binaries::program("fleetctl"));
-        command.arg("--home").arg(self.home()).args(arguments);
+        command.arg("--home").arg(home).args(arguments);
         process::run(&mut command)
     }
 

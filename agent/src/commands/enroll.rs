@@ -28,6 +28,10 @@ pub struct Args {
     /// Write a certificate request to this file (`-`: standard output). The key is made once and kept.
     #[arg(long, value_name = "FILE")]
     request: Option<PathBuf>,
+    /// Make a new key, for a device whose old one was lost to somebody or taken out of the fleet. What is installed
+    /// serves on; the broker is out of reach until the answer is here.
+    #[arg(long, requires = "request")]
+    new_key: bool,
     /// A name for the request, as a hint for the operator [default: the host's name].
     #[arg(long, value_name = "NAME", requires = "request")]
     name: Option<String>,
@@ -40,14 +44,19 @@ impl Args {
     pub fn run(self, config: &Path) -> anyhow::Result<ExitCode> {
         let config = Config::load(config)?;
         match (self.request, self.accept) {
-            (Some(file), _) => request(&config, &file, self.name),
+            (Some(file), _) => request(&config, &file, self.name, self.new_key),
             (None, Some(file)) => accept(&config, &file),
             (None, None) => anyhow::bail!("give --request FILE or --accept BUNDLE"),
         }
     }
 }
 
-fn request(config: &Config, file: &Path, name: Option<String>) -> anyhow::Result<ExitCode> {
+fn request(
+    config: &Config,
+    file: &Path,
+    name: Option<String>,
+    new_key: bool,
+) -> anyhow::Result<ExitCode> {
     let hint = name.unwrap_or_else(host_name);
     // Opened with the caller's rights, before they are put down.
     let mut output: Box<dyn Write> = if file == Path::new("-") {
@@ -56,6 +65,9 @@ fn request(config: &Config, file: &Path, name: Option<String>) -> anyhow::Result
         Box::new(File::create(file).with_context(|| format!("cannot write {}", file.display()))?)
     };
     let state = open_state(config)?;
+    if new_key {
+        identity::forget_key(&state.identity())?;
+    }
     let request = identity::request(&state.identity(), &hint)?;
     output
         .write_all(request.as_bytes())

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::signature::{EcdsaKeyPair, KeyPair};
-use edgeward_models::DeviceId;
+use edgeward_models::{DeviceId, Digest};
 use jiff::Timestamp;
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::pem::PemObject;
@@ -92,6 +92,11 @@ impl Credentials {
 
     pub fn validity(&self) -> Validity {
         self.present().validity
+    }
+
+    /// SHA-256 of this device's public key.
+    pub fn key_digest(&self) -> Digest {
+        Digest::of(&self.public_key)
     }
 
     /// Whether a certificate is one to take: `Ok(None)` if it lasts no longer than the present one.

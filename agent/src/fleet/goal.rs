@@ -12,7 +12,7 @@ use edgeward_models::fleet::rollout::Wish;
 use edgeward_models::fleet::routing::Routing;
 use edgeward_models::fleet::status::AppliedGroup;
 use edgeward_models::verify::{Policy, TrustStore, Update, VerifiedRepository, VerifyError};
-use edgeward_models::{DeviceId, ModelName, Version};
+use edgeward_models::{DeviceId, Digest, ModelName, Version};
 use jiff::Timestamp;
 use tokio::sync::Mutex;
 
@@ -38,6 +38,8 @@ pub struct Goal {
     pub local: bool,
     /// This device's renewed certificate (PEM), if the fleet holds one out.
     pub certificate: Option<String>,
+    /// The key (SHA-256 of its public half) with which this device was taken out of the fleet, if it was.
+    pub removed: Option<Digest>,
     /// What an operator should hear.
     pub notes: Vec<String>,
 }
@@ -83,6 +85,7 @@ pub async fn look(
         complete: true,
         local,
         certificate: None,
+        removed: None,
         notes: Vec::new(),
         source,
         repository,
@@ -115,6 +118,13 @@ pub async fn look(
         // Versions do not wait for it.
         Err(problem) => goal.notes.push(format!(
             "a renewed certificate cannot be read: {}",
+            chain(&problem)
+        )),
+    }
+    match goal.repository.removed(&*limited, device).await {
+        Ok(removed) => goal.removed = removed,
+        Err(problem) => goal.notes.push(format!(
+            "whether this device was taken out of the fleet cannot be read: {}",
             chain(&problem)
         )),
     }

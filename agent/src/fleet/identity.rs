@@ -145,6 +145,15 @@ pub fn request(directory: &Path, hint: &str) -> Result<String, IdentityError> {
         .map_err(failed)
 }
 
+/// Removes the device's key, so that the next request makes another.
+pub fn forget_key(directory: &Path) -> Result<(), IdentityError> {
+    let path = directory.join(KEY_FILE);
+    match path.exists() {
+        true => Ok(durable::remove_file(&path)?),
+        false => Ok(()),
+    }
+}
+
 /// Checks a bundle: format, root readable, certificate for this device's own key and name.
 pub fn check(directory: &Path, bytes: &[u8]) -> Result<EnrolmentBundle, IdentityError> {
     let bundle = parse(bytes)?;

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
-use super::init::{BROKER_FILES, certify_broker};
+use super::broker_config::{BROKER_FILES, certify_broker};
 use crate::home::Home;
 use crate::printer::Printer;
 

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
+use edgeward_models::digest::Digest;
 use edgeward_models::durable::{self, Access};
 use edgeward_models::fleet::enrolment::{EnrolmentBundle, FORMAT};
 use edgeward_models::name::{DeviceId, GroupName};
@@ -18,8 +19,12 @@ use crate::devices::Device;
 use crate::operator::Operator;
 use crate::printer::{Printer, table};
 use crate::renewal;
+use crate::revocation;
 use crate::statuses;
 use fleetctl::request::MAX_REQUEST_BYTES;
+use remove::Remove;
+
+mod remove;
 
 /// Enrol devices and show them
 #[derive(Debug, Subcommand)]
@@ -29,6 +34,7 @@ pub enum Verb {
     Show(Show),
     Renew(Renew),
     AcceptHistory(AcceptHistory),
+    Remove(Remove),
 }
 
 /// Certify a device's key and hand back what makes it a member
@@ -37,8 +43,9 @@ pub enum Verb {
 /// it. Of the request only the public key is used: the certificate's name is --id, whatever the request
 /// says. The bundle that comes out holds nothing secret; take it back to the device.
 ///
-/// Enrolling the same key again renews its certificate. Another key under an id that is taken needs
-/// --replace: the device that had it is then shut out as soon as its certificate ends.
+/// Enrolling the same key again renews its certificate. Another key under an id that is taken, as after the loss of a
+/// device's disk, needs --replace: the certificates of the key before are revoked (`fleetctl device remove --help` says
+/// how the broker learns of it).
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -179,6 +186,7 @@ impl Verb {
             Self::Show(args) => args.run(&operator).await,
             Self::Renew(args) => args.run(&operator).await,
             Self::AcceptHistory(args) => args.run(&operator),
+            Self::Remove(args) => args.run(&operator).await,
         }
     }
 }
@@ -197,10 +205,8 @@ impl Enroll {
             .device(&request, &self.id)
             .with_context(|| format!("cannot enrol {}", self.id))?;
         let made = Device::from_pem(self.id.clone(), certificate.as_bytes())?;
-        if let Some(before) = before
-            && before.public_key != made.public_key
-            && !self.replace
-        {
+        let replaced = before.is_some_and(|before| before.public_key != made.public_key);
+        if replaced && !self.replace {
             bail!(
                 "device {} is enrolled with another key; give this one another --id, or --replace if the \
                  device has got a new key",
@@ -208,6 +214,13 @@ impl Enroll {
             );
         }
         let mut repository = operator.repository()?;
+        if repository.removed(&self.id)? == Some(Digest::of(&made.public_key)) {
+            bail!(
+                "this key of device {} was taken out of the fleet for good; have the device make another with `edgeward \
+                 enroll --request FILE --new-key`",
+                self.id
+            );
+        }
         let mut groups = repository.groups_of(&self.id)?;
         let joins = self.group.iter().any(|group| !groups.contains(group));
         groups.extend(self.group.iter().cloned());
@@ -222,6 +235,15 @@ impl Enroll {
             broker_ca: operator.home.ca_certificate()?,
             root,
         };
+        if replaced {
+            let authority = operator.home.authority()?;
+            revocation::revoke(
+                &operator.home,
+                &authority,
+                &self.id,
+                devices.serials(&self.id)?,
+            )?;
+        }
         devices.put(&self.id, &certificate)?;
         if joins {
             publish_membership(

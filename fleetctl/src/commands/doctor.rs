@@ -10,8 +10,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::json;
 
+use super::broker_config::BROKER_FILES;
 use super::device::day;
-use super::init::BROKER_FILES;
 use crate::carrier::Standing;
 use crate::devices::not_after;
 use crate::operator::Operator;

@@ -5,14 +5,15 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use edgeward_models::digest::Digest;
-use edgeward_models::durable::{self, Access};
+use edgeward_models::durable;
 use edgeward_models::fleet::enrolment::BrokerAddress;
 use edgeward_models::name::FleetName;
 use edgeward_models::repository::DirectorySource;
 use edgeward_models::sign::{EncryptedKey, KeyRing, Passphrase, PrivatePem, Repository};
 use jiff::Timestamp;
 
-use crate::authority::{Authority, Identity, OPERATOR};
+use super::broker_config::certify_broker;
+use crate::authority::{Authority, Identity};
 use crate::home::{CA_FILES, FleetFile, Home, OPERATOR_FILES, parse_broker};
 use crate::passphrase::Passphrases;
 use crate::printer::Printer;
@@ -132,95 +133,3 @@ fn encrypt(identity: &mut Identity, passphrase: &Passphrase) -> Result<()> {
 }
 
 const MAX_ROOT_BYTES: u64 = 128 * 1024;
-
-/// The broker's certificate and private key, in the broker's directory.
-pub const BROKER_FILES: [&str; 2] = ["certificate.pem", "private-key.pem"];
-
-/// Certifies a broker and writes what mosquitto needs beside the certificate; prints its configuration.
-pub fn certify_broker(
-    home: &Home,
-    authority: &Authority,
-    hosts: &[String],
-    printer: &Printer,
-) -> Result<()> {
-    let directory = home.broker_directory();
-    durable::create_directory(&directory)?;
-    let identity = authority.broker(hosts)?;
-    let [certificate, key] = identity.write(&directory, BROKER_FILES)?;
-    let ca = directory.join("ca.pem");
-    durable::write(&ca, home.ca_certificate()?.as_bytes(), Access::Anyone)?;
-    let acl = directory.join("acl");
-    durable::write(&acl, mosquitto_acl(home.fleet()).as_bytes(), Access::Anyone)?;
-    let configuration = mosquitto_configuration(home.broker().port, &ca, &certificate, &key, &acl);
-    let path = directory.join("mosquitto.conf");
-    durable::write(&path, configuration.as_bytes(), Access::Anyone)?;
-    printer.note(&format!(
-        "the broker {} is certified; {} holds all that it needs. Its private key there is readable by you \
-         only: give it to the broker's user",
-        hosts.join(", "),
-        directory.display()
-    ));
-    printer.note(&format!(
-        "a configuration for mosquitto is in {}:",
-        path.display()
-    ));
-    printer.data(&configuration)
-}
-
-fn mosquitto_configuration(
-    port: u16,
-    ca: &Path,
-    certificate: &Path,
-    key: &Path,
-    acl: &Path,
-) -> String {
-    format!(
-        "\
-# mosquitto for an Edgeward fleet: a whole configuration, for `mosquitto -c`. Every client shows a certificate of the fleet's authority; its common
-# name is its user name and its client id, so that nobody can take over another's connection.
-listener {port}
-cafile {ca}
-certfile {certificate}
-keyfile {key}
-require_certificate true
-use_identity_as_username true
-use_username_as_clientid true
-allow_anonymous false
-acl_file {acl}
-
-# Without this a fetch takes up to a hundred times as long.
-set_tcp_nodelay true
-# Statuses are the largest messages; chunks are at most 60 KiB.
-max_packet_size 270336
-max_inflight_bytes 524288
-# A broker without persistence forgets everything at a restart; `fleetctl sync` brings it back.
-persistence true
-persistence_location /var/lib/mosquitto/
-persistent_client_expiration 14d
-",
-        ca = ca.display(),
-        certificate = certificate.display(),
-        key = key.display(),
-        acl = acl.display(),
-    )
-}
-
-/// Who may do what. Signatures, not this list, are what devices and fleetctl believe; it keeps rogue
-/// clients from wasting everybody's time.
-fn mosquitto_acl(fleet: &FleetName) -> String {
-    let base = format!("edgeward/v1/{fleet}");
-    format!(
-        "\
-# The operator. No device can be called so: device ids have no capital letters.
-user {OPERATOR}
-topic readwrite {base}/repo/#
-topic read {base}/device/#
-
-# Devices (%u is the common name of the certificate): they read the repository and speak for themselves.
-pattern read {base}/repo/#
-pattern readwrite {base}/device/%u/online
-pattern readwrite {base}/device/%u/status
-pattern write {base}/device/%u/telemetry
-"
-    )
-}

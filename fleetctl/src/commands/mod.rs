@@ -12,6 +12,7 @@ use crate::printer::Printer;
 
 #[cfg(feature = "broker")]
 mod broker;
+mod broker_config;
 pub mod change;
 mod device;
 mod doctor;
@@ -92,6 +93,7 @@ enum Verb {
     #[command(subcommand)]
     Key(key::Verb),
     Doctor(doctor::Args),
+    BrokerConfig(broker_config::Args),
     #[cfg(feature = "broker")]
     Broker(broker::Args),
 }
@@ -120,6 +122,7 @@ impl Cli {
             Verb::Publish(args) => args.run(&home, printer).await,
             Verb::Key(verb) => verb.run(&home, printer).await,
             Verb::Doctor(args) => args.run(&home, printer).await,
+            Verb::BrokerConfig(args) => args.run(&home, printer),
             #[cfg(feature = "broker")]
             Verb::Broker(args) => args.run(&home, printer).await,
         };

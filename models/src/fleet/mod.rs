@@ -2,6 +2,7 @@
 
 pub mod enrolment;
 pub mod health;
+pub mod removal;
 pub mod rollout;
 pub mod routing;
 pub mod signed;

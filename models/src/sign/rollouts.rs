@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::repository::Repository;
 use super::{SignError, refused};
+use crate::digest::Digest;
+use crate::fleet::removal::{REMOVALS_PREFIX, Removals, removals_target};
 use crate::fleet::rollout::{
     self, CERTIFICATES_PREFIX, Certificates, DesiredState, MAX_DOCUMENT_BYTES, Membership,
     certificates_target, group_target, membership_target,
@@ -51,7 +53,8 @@ impl Repository {
     pub fn membership(&self) -> Result<BTreeMap<DeviceId, BTreeSet<GroupName>>, SignError> {
         let mut all = BTreeMap::new();
         let names = self.targets_below("devices/").into_keys();
-        for name in names.filter(|name| !name.starts_with(CERTIFICATES_PREFIX)) {
+        let others = [CERTIFICATES_PREFIX, REMOVALS_PREFIX];
+        for name in names.filter(|name| !others.iter().any(|other| name.starts_with(other))) {
             let membership: Option<Membership> = self.document(&name)?;
             all.extend(membership.unwrap_or_default().devices);
         }
@@ -84,6 +87,27 @@ impl Repository {
         let mut document: Certificates = self.document(&name)?.unwrap_or_default();
         document.certificates.insert(device.clone(), pem.to_owned());
         self.stage_document(name, &document)
+    }
+
+    /// Stages that a device's key (SHA-256 of its public half) belongs to the fleet no longer: no groups, no renewed
+    /// certificate, and a word to the device itself.
+    pub fn remove_device(&mut self, device: &DeviceId, key: Digest) -> Result<(), SignError> {
+        self.set_groups(device, BTreeSet::new())?;
+        let name = certificates_target(device);
+        let mut certificates: Certificates = self.document(&name)?.unwrap_or_default();
+        if certificates.certificates.remove(device).is_some() {
+            self.stage_document(name, &certificates)?;
+        }
+        let name = removals_target(device);
+        let mut removals: Removals = self.document(&name)?.unwrap_or_default();
+        removals.devices.insert(device.clone(), key);
+        self.stage_document(name, &removals)
+    }
+
+    /// The key with which a device was taken out of the fleet.
+    pub fn removed(&self, device: &DeviceId) -> Result<Option<Digest>, SignError> {
+        let removals: Option<Removals> = self.document(&removals_target(device))?;
+        Ok(removals.unwrap_or_default().devices.remove(device))
     }
 
     fn document<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>, SignError> {

@@ -10,6 +10,7 @@ use super::chain::Chain;
 use super::policy::Verdict;
 use crate::chunk::{self, ChunkRef, Source};
 use crate::digest::Digest;
+use crate::fleet::removal::{Removals, removals_target};
 use crate::fleet::rollout::{
     self, Certificates, DesiredState, MAX_DOCUMENT_BYTES, Membership, certificates_target,
     group_target, membership_target, model_target,
@@ -117,6 +118,19 @@ impl VerifiedRepository {
         };
         let mut document: Certificates = self.document(source, target).await?;
         Ok(document.certificates.remove(device))
+    }
+
+    /// The key (SHA-256 of its public half) with which this device was taken out of the fleet, if it was.
+    pub async fn removed(
+        &self,
+        source: &dyn Source,
+        device: &DeviceId,
+    ) -> Result<Option<Digest>, VerifyError> {
+        let Some(target) = self.target(&removals_target(device)) else {
+            return Ok(None);
+        };
+        let mut document: Removals = self.document(source, target).await?;
+        Ok(document.devices.remove(device))
     }
 
     /// A small target's whole bytes, verified.

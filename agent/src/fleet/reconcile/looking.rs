@@ -247,6 +247,7 @@ impl Reconciler {
         if let Some(certificate) = &goal.certificate {
             self.renew(certificate);
         }
+        self.tell_removal(goal.removed);
         if let Some(import) = request.import {
             let groups = goal.groups.iter().map(|g| g.group.to_string());
             let text = format!(

@@ -1,4 +1,4 @@
-//! A renewed certificate is taken, and what is about to end is told.
+//! A renewed certificate is taken; what is about to end, and that this device was removed, is told.
 
 use edgeward_models::Digest;
 use edgeward_models::verify::END_IN_SIGHT;
@@ -35,6 +35,23 @@ impl Reconciler {
         credentials.adopt(certificate, validity)?;
         info!(ends = %validity.ends, "certificate renewed");
         Ok(())
+    }
+
+    /// Says that this device's key belongs to the fleet no longer. What it serves it serves on.
+    pub(super) fn tell_removal(&self, removed: Option<Digest>) {
+        let Some(membership) = &self.membership else {
+            return;
+        };
+        let ours = membership.credentials.key_digest();
+        let texts = match removed == Some(ours) {
+            true => vec![
+                "this device was taken out of the fleet: it serves what it has, gets nothing new, and its word counts \
+                 for nothing; with `edgeward enroll --request FILE --new-key` it may join again"
+                    .to_owned(),
+            ],
+            false => Vec::new(),
+        };
+        self.workshop.board.warn("removal", texts);
     }
 
     /// Warns of a certificate that is about to end. Serving never depends on it; the link to the broker does.
