@@ -106,6 +106,50 @@ def model_metadata_is_that_of_the_manifest(server, headers, _options, models):
             assert found == expected, f"{kind}: {found} instead of {expected}"
 
 
+@check
+def configuration_statistics_and_index_are_there(server, headers, _options, models):
+    for model in models:
+        config = server.get_model_config(model.name, headers=dict(headers))
+        found = [(t["name"], t["data_type"], t["dims"]) for t in config["input"]]
+        assert found == [(s["name"], f"TYPE_{s['datatype']}", s["shape"]) for s in model.inputs], config
+
+        def successes():
+            every = server.get_inference_statistics(headers=dict(headers))["model_stats"]
+            own = server.get_inference_statistics(model.name, model.version, headers=dict(headers))["model_stats"]
+            (only,) = [stats for stats in every if stats["name"] == model.name]
+            assert own == [only], (own, only)
+            return only["inference_stats"]["success"]["count"]
+
+        before = successes()
+        server.infer(model.name, model.input(model.vectors[0], True), headers=dict(headers))
+        assert successes() == before + 1
+        index = server.get_model_repository_index(headers=dict(headers))
+        assert {"name": model.name, "version": model.version, "state": "READY", "reason": ""} in index, index
+    refused(404, lambda: server.get_inference_statistics("no-such-model", headers=dict(headers)))
+    refused(403, lambda: server.unload_model(models[0].name, headers=dict(headers)))
+    assert server.is_model_ready(models[0].name, headers=dict(headers))
+
+
+@check
+def the_largest_classes_come_in_order(server, headers, _options, models):
+    for model in models:
+        for vector in model.vectors:
+            for binary in (True, False):
+                name = model.outputs[0]["name"]
+                wish = triton.InferRequestedOutput(name, binary_data=binary, class_count=3)
+                given = model.input(vector, True)
+                result = server.infer(model.name, given, outputs=[wish], headers=dict(headers))
+                classes = result.as_numpy(name)
+                expected = model.expected(vector)
+                rows = expected.reshape(expected.shape[0], -1)
+                assert classes.shape == (rows.shape[0], min(3, rows.shape[1])), classes
+                for row, texts in zip(rows, classes):
+                    pairs = [(t.decode() if isinstance(t, bytes) else t).split(":") for t in texts]
+                    largest = [row[int(index)] for _, index in pairs]
+                    assert np.allclose([float(value) for value, _ in pairs], largest, atol=1e-4), texts
+                    assert np.allclose(largest, np.sort(row)[::-1][: len(pairs)], atol=1e-4), texts
+
+
 def infer_with(input_binary, output_binary):
     def run(server, headers, _options, models):
         for model in models:

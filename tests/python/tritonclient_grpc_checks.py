@@ -114,6 +114,23 @@ def raw_values_are_answered(door, packages, _options):
 
 
 @check
+def the_largest_classes_come_in_order(door, packages, _options):
+    for package in packages:
+        name = package.outputs[0]["name"]
+        wish = triton.InferRequestedOutput(name, class_count=2)
+        for vector in package.vectors:
+            result = door.infer(package.name, inputs(package, package.question(vector)), outputs=[wish])
+            expected = package.expected(vector)
+            rows = expected.reshape(expected.shape[0], -1)
+            classes = result.as_numpy(name)
+            assert classes.shape == (rows.shape[0], min(2, rows.shape[1])), classes
+            for row, texts in zip(rows, classes):
+                values, indices = zip(*(text.decode().split(":") for text in texts))
+                assert np.allclose([float(v) for v in values], row[[int(i) for i in indices]], atol=1e-4), texts
+                assert np.isclose(row[int(indices[0])], row.max(), atol=1e-4), texts
+
+
+@check
 def typed_values_are_answered(door, packages, _options):
     for package in packages:
         spec = package.inputs[0]

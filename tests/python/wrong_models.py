@@ -74,7 +74,8 @@ def wrong_field(good, generator):
     done = []
     for _ in range(generator.choice([1, 1, 2, 3])):
         edit = generator.choice(edits)
-        subgraph = generator.choice(model.subgraphs)
+        # A branch of a condition may have nothing in it.
+        subgraph = generator.choice([s for s in model.subgraphs if s.operators])
         what = edit(model, subgraph, generator)
         if what is not None:
             done.append(f"{edit.__name__}: {what}")

@@ -30,7 +30,7 @@ use super::auth::Gate;
 use super::awake::Awake;
 use super::destination::{Destination, Pick, sticky_key};
 use super::error::ApiError;
-use super::oip::{infer, metadata};
+use super::oip::{infer, metadata, repository};
 use super::outgoing::Outgoing;
 use super::pulse::{Answering, Felt, Patience, Pulse, Verdict};
 use super::route::Route;
@@ -361,6 +361,12 @@ impl Connection {
             Route::Models => metadata::models(engine),
             Route::Model(target) => metadata::model(engine, &resolve(target)?),
             Route::ModelReady(target) => metadata::model_ready(engine, &resolve(target)?),
+            Route::Config(target) => repository::config(engine, target),
+            Route::Statistics(target) => repository::statistics(engine, target),
+            Route::RepositoryIndex => {
+                repository::index(&self.shared, &parts.headers, incoming).await
+            }
+            Route::RepositoryChange => Err(repository::change_refused()),
             Route::Metrics => Ok(metrics::answer(&self.shared.metrics, &parts.headers)),
         }
     }

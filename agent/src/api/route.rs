@@ -15,6 +15,12 @@ pub enum Route<'a> {
     Model(Target<'a>),
     ModelReady(Target<'a>),
     Infer(Target<'a>),
+    Config(Target<'a>),
+    /// Without a target: of all models.
+    Statistics(Option<Target<'a>>),
+    RepositoryIndex,
+    /// To load or to unload a model.
+    RepositoryChange,
     Metrics,
     /// In TensorFlow Serving's words.
     Tensorflow(tfs::route::Asked<'a>),
@@ -33,7 +39,9 @@ impl<'a> Route<'a> {
         let route = Self::of_path(path)
             .ok_or_else(|| ApiError::not_found(format!("there is nothing at {path:?}")))?;
         let (allowed, words): (&[Method], _) = match route {
-            Self::Infer(_) => (&[Method::POST], "POST"),
+            Self::Infer(_) | Self::RepositoryIndex | Self::RepositoryChange => {
+                (&[Method::POST], "POST")
+            }
             Self::Tensorflow(asked) if asked.question.is_posted() => (&[Method::POST], "POST"),
             _ => (&[Method::GET, Method::HEAD], "GET, HEAD"),
         };
@@ -57,8 +65,17 @@ impl<'a> Route<'a> {
             "health/live" => return Some(Self::Live),
             "health/ready" => return Some(Self::Ready),
             "models" => return Some(Self::Models),
-            _ => rest.strip_prefix("models/")?,
+            // As in Triton: a model of this name is asked for by its version.
+            "models/stats" => return Some(Self::Statistics(None)),
+            "repository/index" => return Some(Self::RepositoryIndex),
+            _ => rest,
         };
+        if let Some(change) = rest.strip_prefix("repository/models/") {
+            let (model, verb) = change.split_once('/')?;
+            let known = !model.is_empty() && matches!(verb, "load" | "unload");
+            return known.then_some(Self::RepositoryChange);
+        }
+        let rest = rest.strip_prefix("models/")?;
         let mut parts = rest.split('/');
         let model = parts.next().filter(|model| !model.is_empty())?;
         let mut target = Target {
@@ -77,6 +94,8 @@ impl<'a> Route<'a> {
             None => Some(Self::Model(target)),
             Some("ready") => Some(Self::ModelReady(target)),
             Some("infer") => Some(Self::Infer(target)),
+            Some("config") => Some(Self::Config(target)),
+            Some("stats") => Some(Self::Statistics(Some(target))),
             Some(_) => None,
         }
     }
@@ -107,6 +126,12 @@ mod tests {
                 "/v2/models/digits/versions/1.0.0/ready",
                 Route::ModelReady(target(Some("1.0.0"))),
             ),
+            ("/v2/models/digits/config", Route::Config(target(None))),
+            ("/v2/models/stats", Route::Statistics(None)),
+            (
+                "/v2/models/digits/versions/3/stats",
+                Route::Statistics(Some(target(Some("3")))),
+            ),
             ("/metrics", Route::Metrics),
         ] {
             assert_eq!(Route::of(&Method::GET, path).expect(path), route);
@@ -119,6 +144,15 @@ mod tests {
                 Route::of(&Method::POST, path),
                 Ok(Route::Infer(_))
             ));
+        }
+        for (path, route) in [
+            ("/v2/repository/index", Route::RepositoryIndex),
+            (
+                "/v2/repository/models/digits/unload",
+                Route::RepositoryChange,
+            ),
+        ] {
+            assert_eq!(Route::of(&Method::POST, path).expect(path), route);
         }
     }
 
@@ -137,6 +171,9 @@ mod tests {
             "/v2/models/a/versions",
             "/v2/models/a/versions//infer",
             "/v2/models/a/versions/1/2",
+            "/v2/repository",
+            "/v2/repository/models/a/delete",
+            "/v2/repository/models//load",
             "/metrics/",
             "*",
         ] {

@@ -188,7 +188,14 @@ async fn the_server_describes_itself_and_its_models() {
     assert_eq!(server["name"], "edgeward");
     assert_eq!(
         server["extensions"],
-        json!(["binary_tensor_data", "parameters"])
+        json!([
+            "binary_tensor_data",
+            "classification",
+            "model_configuration",
+            "parameters",
+            "sequence",
+            "statistics"
+        ])
     );
     assert_eq!(
         client.get("/v2/health/live").await.json(),

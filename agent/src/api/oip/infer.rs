@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use hyper::{HeaderMap, Response, StatusCode};
 
 use super::inputs::{self, Fill, Source};
-use super::reply::{self, HEADER_LENGTH, Wish};
+use super::reply::{self, HEADER_LENGTH, Wish, Wished};
 use super::request::InferRequest;
 use crate::api::body::{self, Body};
 use crate::api::coding::Coding;
@@ -160,7 +160,9 @@ pub async fn put(
         error => error.into(),
     })?;
     let outputs = wish.outputs.iter();
-    let bytes = outputs.map(|(index, _)| answer.output(*index).len()).sum();
+    let bytes = outputs
+        .map(|wished| answer.output(wished.index).len())
+        .sum();
     inference.answered(answer.share_of_invoke(), bytes);
     Ok((answer, wish, timeout))
 }
@@ -274,7 +276,7 @@ pub fn prepare(
     if json_length == Some(0) {
         let signature = manifest.default_signature();
         let fill = inputs::raw(signature, body.len())?;
-        let outputs = (0..signature.outputs.len()).map(|index| (index, true));
+        let outputs = (0..signature.outputs.len()).map(|index| Wished::whole(index, true));
         return Ok(Prepared {
             json: Bytes::new(),
             timeout: None,

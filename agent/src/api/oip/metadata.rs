@@ -17,6 +17,16 @@ use crate::serving::{Engine, Served, ServedModel};
 /// What models are made for.
 pub const PLATFORM: &str = "tensorflow_lite";
 
+/// What is there beyond the protocol's core, by Triton's names.
+pub const EXTENSIONS: [&str; 6] = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "parameters",
+    "sequence",
+    "statistics",
+];
+
 pub type Answered = Result<Response<Full<Bytes>>, ApiError>;
 
 /// A JSON answer.
@@ -36,7 +46,7 @@ pub fn server() -> Answered {
         &json!({
             "name": "edgeward",
             "version": crate::VERSION,
-            "extensions": ["binary_tensor_data", "parameters"],
+            "extensions": EXTENSIONS,
         }),
     ))
 }

@@ -12,6 +12,7 @@ use http_body_util::Full;
 use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 
+use super::classes::{self, Given};
 use super::request::InferRequest;
 use crate::api::error::ApiError;
 use crate::api::numbers;
@@ -27,8 +28,27 @@ pub struct Wish {
     /// Index into the manifest.
     pub signature: usize,
     pub id: Option<String>,
-    /// Index into the signature's outputs, and whether it is to be binary.
-    pub outputs: Vec<(usize, bool)>,
+    pub outputs: Vec<Wished>,
+}
+
+/// An output that is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wished {
+    /// Into the signature's outputs.
+    pub index: usize,
+    pub binary: bool,
+    /// Only so many of its largest values, as text ([`super::classes`]).
+    pub classes: Option<usize>,
+}
+
+impl Wished {
+    pub const fn whole(index: usize, binary: bool) -> Self {
+        Self {
+            index,
+            binary,
+            classes: None,
+        }
+    }
 }
 
 impl Wish {
@@ -41,13 +61,13 @@ impl Wish {
 pub fn wished_outputs(
     request: &InferRequest<'_>,
     signature: &Signature,
-) -> Result<Vec<(usize, bool)>, ApiError> {
+) -> Result<Vec<Wished>, ApiError> {
     if request.outputs.is_empty() {
         return Ok((0..signature.outputs.len())
-            .map(|index| (index, request.binary_by_default))
+            .map(|index| Wished::whole(index, request.binary_by_default))
             .collect());
     }
-    let mut wished: Vec<(usize, bool)> = Vec::with_capacity(request.outputs.len());
+    let mut wished: Vec<Wished> = Vec::with_capacity(request.outputs.len());
     for output in &request.outputs {
         let Some(index) = signature.outputs.iter().position(|o| o.name == output.name) else {
             return Err(ApiError::invalid(format!(
@@ -56,13 +76,25 @@ pub fn wished_outputs(
                 names(&signature.outputs)
             )));
         };
-        if wished.iter().any(|(seen, _)| *seen == index) {
+        if wished.iter().any(|seen| seen.index == index) {
             return Err(ApiError::invalid(format!(
                 "output {:?} is asked for twice",
                 output.name
             )));
         }
-        wished.push((index, output.binary.unwrap_or(request.binary_by_default)));
+        let datatype = signature.outputs[index].datatype;
+        if output.classes.is_some() && !classes::are_ordered(datatype) {
+            return Err(ApiError::invalid(format!(
+                "output {:?}: parameter classification is for numbers, and this is {}",
+                output.name,
+                datatype.name()
+            )));
+        }
+        wished.push(Wished {
+            index,
+            binary: output.binary.unwrap_or(request.binary_by_default),
+            classes: output.classes,
+        });
     }
     Ok(wished)
 }
@@ -76,8 +108,8 @@ pub fn names(tensors: &[TensorSpec]) -> String {
 /// Whether so many values become text that other requests should not wait for it.
 pub fn is_long(answer: &Answer, wish: &Wish) -> bool {
     const LONG: usize = 128 << 10;
-    let json = wish.outputs.iter().filter(|(_, binary)| !binary);
-    json.map(|(index, _)| answer.output(*index).len())
+    let json = wish.outputs.iter().filter(|wished| !wished.binary);
+    json.map(|wished| answer.output(wished.index).len())
         .sum::<usize>()
         > LONG
 }
@@ -85,11 +117,13 @@ pub fn is_long(answer: &Answer, wish: &Wish) -> bool {
 /// Builds the whole answer.
 pub fn build(answer: &Answer, wish: &Wish) -> Result<Response<Full<Bytes>>, ApiError> {
     let signature = wish.signature();
-    let outputs = wish.outputs.iter().map(|&(index, binary)| Tensor {
-        spec: &signature.outputs[index],
-        shape: answer.shape(index),
-        bytes: answer.output(index),
-        binary,
+    let outputs = wish.outputs.iter().map(|wished| {
+        let spec = &signature.outputs[wished.index];
+        Tensor {
+            name: &spec.name,
+            given: classes::given(answer, spec, wished),
+            binary: wished.binary,
+        }
     });
     let (message, json_length) = message(wish, &outputs.collect::<Vec<_>>())?;
     let mut response = Response::new(Full::new(Bytes::from(message)));
@@ -113,9 +147,8 @@ pub fn build(answer: &Answer, wish: &Wish) -> Result<Response<Full<Bytes>>, ApiE
 }
 
 struct Tensor<'a> {
-    spec: &'a TensorSpec,
-    shape: &'a [i64],
-    bytes: &'a [u8],
+    name: &'a str,
+    given: Given<'a>,
     binary: bool,
 }
 
@@ -123,9 +156,9 @@ struct Tensor<'a> {
 fn message(wish: &Wish, outputs: &[Tensor<'_>]) -> Result<(Vec<u8>, Option<usize>), ApiError> {
     let binary_bytes = |t: &Tensor<'_>| {
         if t.binary {
-            t.bytes.len()
+            t.given.bytes.len()
         } else {
-            t.bytes.len() * 3
+            t.given.bytes.len() * 3
         }
     };
     let mut out = Vec::with_capacity(256 + outputs.iter().map(binary_bytes).sum::<usize>());
@@ -143,24 +176,27 @@ fn message(wish: &Wish, outputs: &[Tensor<'_>]) -> Result<(Vec<u8>, Option<usize
             out.push(b',');
         }
         out.extend_from_slice(b"{\"name\":");
-        push_json(&mut out, &output.spec.name);
+        push_json(&mut out, output.name);
         out.extend_from_slice(b",\"datatype\":");
-        push_json(&mut out, output.spec.datatype.name());
+        push_json(&mut out, output.given.datatype.name());
         out.extend_from_slice(b",\"shape\":");
-        push_json(&mut out, output.shape);
+        push_json(&mut out, &output.given.shape);
         if output.binary {
             out.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
-            push_json(&mut out, &output.bytes.len());
+            push_json(&mut out, &output.given.bytes.len());
             out.extend_from_slice(b"}}");
         } else {
             out.extend_from_slice(b",\"data\":");
-            numbers::write(output.spec.datatype, output.bytes, &mut out).map_err(|error| {
+            let Given {
+                datatype, bytes, ..
+            } = &output.given;
+            numbers::write(*datatype, bytes, &mut out).map_err(|error| {
                 ApiError::new(
                     StatusCode::UNPROCESSABLE_ENTITY,
                     format!(
                         "output {:?}: {error}, which JSON cannot write: ask for it with \
                          \"parameters\":{{\"binary_data\":true}}",
-                        output.spec.name
+                        output.name
                     ),
                 )
             })?;
@@ -171,7 +207,7 @@ fn message(wish: &Wish, outputs: &[Tensor<'_>]) -> Result<(Vec<u8>, Option<usize
     let any_binary = outputs.iter().any(|output| output.binary);
     let json_length = any_binary.then_some(out.len());
     for output in outputs.iter().filter(|output| output.binary) {
-        out.extend_from_slice(output.bytes);
+        out.extend_from_slice(&output.given.bytes);
     }
     Ok((out, json_length))
 }
@@ -209,6 +245,24 @@ mod tests {
         }
     }
 
+    fn tensor<'a>(
+        spec: &'a TensorSpec,
+        shape: &'a [i64],
+        bytes: &'a [u8],
+        binary: bool,
+    ) -> Tensor<'a> {
+        let given = Given {
+            datatype: spec.datatype,
+            shape: shape.into(),
+            bytes: bytes.into(),
+        };
+        Tensor {
+            name: &spec.name,
+            given,
+            binary,
+        }
+    }
+
     #[test]
     fn binary_and_json_outputs_share_one_message() {
         let bytes: Vec<u8> = [0.5f32, -1.0]
@@ -216,12 +270,7 @@ mod tests {
             .flat_map(|v| v.to_le_bytes())
             .collect();
         let (float, int) = (spec("p\"q", Datatype::Fp32), spec("n", Datatype::Int8));
-        let tensor = |spec, bytes, binary| Tensor {
-            spec,
-            shape: &[2],
-            bytes,
-            binary,
-        };
+        let tensor = |spec, bytes, binary| tensor(spec, &[2], bytes, binary);
         let outputs = [
             tensor(&float, &bytes[..], false),
             tensor(&int, &[1, 0xff], true),
@@ -247,12 +296,7 @@ mod tests {
     fn a_nan_is_refused_as_json_and_sent_as_binary() {
         let float = spec("p", Datatype::Fp32);
         let bytes = f32::NAN.to_le_bytes();
-        let tensor = |binary| Tensor {
-            spec: &float,
-            shape: &[1],
-            bytes: &bytes,
-            binary,
-        };
+        let tensor = |binary| tensor(&float, &[1], &bytes, binary);
         let error = message(&wish(None), &[tensor(false)]).expect_err("NaN");
         assert_eq!(error.status, 422);
         assert!(error.text.contains("output \"p\"") && error.text.contains("binary_data"));

@@ -14,6 +14,7 @@
 //! | `sticky_key` | the request | requests with the same one that name no version go to the same one: a text or a whole number |
 //! | `binary_data_size` | an input | its bytes follow the JSON, in the order of the inputs |
 //! | `binary_data` | an output | binary or JSON |
+//! | `classification` | an output | so many of its largest values, as text ([`super::classes`]); 0: the output as it is |
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -71,6 +72,37 @@ pub enum Content {
 pub struct Output<'a> {
     pub name: Cow<'a, str>,
     pub binary: Option<bool>,
+    /// Only so many of the largest values, as text.
+    pub classes: Option<usize>,
+}
+
+impl<'a> Output<'a> {
+    /// As it is.
+    pub const fn named(name: Cow<'a, str>) -> Self {
+        Self {
+            name,
+            binary: None,
+            classes: None,
+        }
+    }
+
+    /// Honours one parameter of an output, or says what is wrong with it.
+    pub fn parameter(&mut self, key: &str, value: &Scalar<'_>) -> Result<(), String> {
+        match key {
+            "binary_data" => {
+                let wish = value.as_bool();
+                self.binary = Some(wish.ok_or("parameter binary_data must be true or false")?);
+            }
+            "classification" => {
+                let most = value.as_u64().and_then(|most| usize::try_from(most).ok());
+                let most = most.ok_or("parameter classification must be a whole number")?;
+                // As Triton has it, 0 asks for none.
+                self.classes = (most > 0).then_some(most);
+            }
+            _ => return Err(tensor_parameter_refused(key)),
+        }
+        Ok(())
+    }
 }
 
 impl<'a> InferRequest<'a> {

@@ -3,6 +3,7 @@
 //! The order is that of [`crate::api::oip::infer`], but for one thing: the name of the model is part of the message,
 //! so a message is read before its model is known, within the device's own limit.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use prost::Message;
@@ -15,6 +16,7 @@ use crate::api::body::Body;
 use crate::api::destination::{Destination, Pick};
 use crate::api::error::ApiError;
 use crate::api::grpc::{Call, framing};
+use crate::api::oip::classes;
 use crate::api::oip::infer::{on_own_thread, put};
 use crate::api::oip::reply::Wish;
 use crate::serving::{Answer, Served};
@@ -65,8 +67,15 @@ pub async fn in_stream(call: &Call, message: Body) -> Result<Vec<u8>, ApiError> 
 struct Reply {
     head: ModelInferResponse,
     answer: Answer,
-    /// Which outputs, in order.
-    outputs: Vec<usize>,
+    outputs: Vec<Raw>,
+}
+
+/// What stands in `raw_output_contents`.
+enum Raw {
+    /// This output as it is.
+    Slot(usize),
+    /// What was made of one.
+    Made(Vec<u8>),
 }
 
 async fn reply(call: &Call, arrival: Instant, body: Body) -> Result<Reply, ApiError> {
@@ -137,13 +146,21 @@ async fn prepare(served: &Served, body: Body) -> Result<(Asked, Body), ApiError>
 
 impl Reply {
     fn new(answer: Answer, wish: &Wish, marks_final: bool) -> Self {
-        let signature = wish.signature();
-        let outputs = wish.outputs.iter().map(|(index, _)| *index);
-        let described = outputs.clone().map(|index| InferOutputTensor {
-            name: signature.outputs[index].name.clone(),
-            datatype: signature.outputs[index].datatype.name().to_owned(),
-            shape: answer.shape(index).to_vec(),
-        });
+        let mut described = Vec::with_capacity(wish.outputs.len());
+        let mut outputs = Vec::with_capacity(wish.outputs.len());
+        for wished in &wish.outputs {
+            let spec = &wish.signature().outputs[wished.index];
+            let given = classes::given(&answer, spec, wished);
+            described.push(InferOutputTensor {
+                name: spec.name.clone(),
+                datatype: given.datatype.name().to_owned(),
+                shape: given.shape.into_owned(),
+            });
+            outputs.push(match given.bytes {
+                Cow::Borrowed(_) => Raw::Slot(wished.index),
+                Cow::Owned(made) => Raw::Made(made),
+            });
+        }
         let mark = InferParameter {
             bool_param: Some(true),
         };
@@ -155,18 +172,25 @@ impl Reply {
                 .then(|| (FINAL_RESPONSE.to_owned(), mark))
                 .into_iter()
                 .collect(),
-            outputs: described.collect(),
+            outputs: described,
         };
         Self {
             head,
-            outputs: outputs.collect(),
+            outputs,
             answer,
         }
     }
 
+    fn bytes<'a>(&'a self, raw: &'a Raw) -> &'a [u8] {
+        match raw {
+            Raw::Slot(index) => self.answer.output(*index),
+            Raw::Made(bytes) => bytes,
+        }
+    }
+
     fn length(&self) -> usize {
-        let raw = self.outputs.iter().map(|index| {
-            let length = self.answer.output(*index).len();
+        let raw = self.outputs.iter().map(|raw| {
+            let length = self.bytes(raw).len();
             1 + prost::length_delimiter_len(length) + length
         });
         self.head.encoded_len() + raw.sum::<usize>()
@@ -175,8 +199,8 @@ impl Reply {
     fn write(&self, out: &mut Vec<u8>) {
         // Fails only where there is no room, and a vector makes room.
         let _ = self.head.encode(out);
-        for index in &self.outputs {
-            let raw = self.answer.output(*index);
+        for raw in &self.outputs {
+            let raw = self.bytes(raw);
             out.push(RAW_OUTPUT_CONTENTS);
             write_length(raw.len(), out);
             out.extend_from_slice(raw);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use edgeward_models::manifest::Datatype;
 use prost::Message;
+use serde::{Serialize, Serializer};
 
 #[derive(Clone, PartialEq, Message)]
 pub struct ServerLiveResponse {
@@ -153,27 +154,37 @@ impl From<Datatype> for DataType {
     }
 }
 
-#[derive(Clone, PartialEq, Message)]
+/// In JSON a datatype goes by its name in the definition: `TYPE_FP32`.
+fn as_name<S: Serializer>(data_type: &i32, serializer: S) -> Result<S::Ok, S::Error> {
+    let known = DataType::try_from(*data_type).unwrap_or(DataType::TypeInvalid);
+    let variant = format!("{known:?}").to_uppercase();
+    let name = variant.trim_start_matches("TYPE");
+    serializer.serialize_str(&format!("TYPE_{name}"))
+}
+
+#[derive(Clone, PartialEq, Message, Serialize)]
 pub struct ModelInput {
     #[prost(string, tag = "1")]
     pub name: String,
     #[prost(enumeration = "DataType", tag = "2")]
+    #[serde(serialize_with = "as_name")]
     pub data_type: i32,
     #[prost(int64, repeated, tag = "4")]
     pub dims: Vec<i64>,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize)]
 pub struct ModelOutput {
     #[prost(string, tag = "1")]
     pub name: String,
     #[prost(enumeration = "DataType", tag = "2")]
+    #[serde(serialize_with = "as_name")]
     pub data_type: i32,
     #[prost(int64, repeated, tag = "3")]
     pub dims: Vec<i64>,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize)]
 pub struct ModelConfig {
     #[prost(string, tag = "1")]
     pub name: String,
@@ -211,7 +222,7 @@ pub struct ModelStatisticsRequest {
     pub version: String,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize)]
 pub struct StatisticDuration {
     #[prost(uint64, tag = "1")]
     pub count: u64,
@@ -219,7 +230,7 @@ pub struct StatisticDuration {
     pub ns: u64,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize)]
 pub struct InferStatistics {
     #[prost(message, optional, tag = "1")]
     pub success: Option<StatisticDuration>,
@@ -235,7 +246,7 @@ pub struct InferStatistics {
     pub compute_output: Option<StatisticDuration>,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize)]
 pub struct ModelStatistics {
     #[prost(string, tag = "1")]
     pub name: String,
@@ -251,7 +262,7 @@ pub struct ModelStatistics {
     pub inference_stats: Option<InferStatistics>,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize)]
 pub struct ModelStatisticsResponse {
     #[prost(message, repeated, tag = "1")]
     pub model_stats: Vec<ModelStatistics>,
@@ -271,7 +282,7 @@ pub struct RepositoryIndexResponse {
     pub models: Vec<ModelIndex>,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize)]
 pub struct ModelIndex {
     #[prost(string, tag = "1")]
     pub name: String,

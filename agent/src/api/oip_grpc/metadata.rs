@@ -10,14 +10,6 @@ use crate::api::error::ApiError;
 use crate::api::oip::metadata;
 use crate::serving::{Engine, Served, Statistics};
 
-/// What is there beyond the protocol's core.
-const EXTENSIONS: [&str; 4] = [
-    "model_configuration",
-    "parameters",
-    "sequence",
-    "statistics",
-];
-
 pub fn live() -> ServerLiveResponse {
     ServerLiveResponse { live: true }
 }
@@ -32,7 +24,7 @@ pub fn server() -> ServerMetadataResponse {
     ServerMetadataResponse {
         name: "edgeward".to_owned(),
         version: crate::VERSION.to_owned(),
-        extensions: EXTENSIONS.map(str::to_owned).to_vec(),
+        extensions: metadata::EXTENSIONS.map(str::to_owned).to_vec(),
     }
 }
 

@@ -18,14 +18,13 @@
 
 pub mod infer;
 pub mod messages;
-mod metadata;
+pub mod metadata;
 pub mod request;
-
-use hyper::StatusCode;
 
 use crate::api::body::Body;
 use crate::api::error::ApiError;
 use crate::api::grpc::{Call, decode, framing};
+use crate::api::oip::repository::change_refused;
 
 /// A method that asks one message and is answered by one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,10 +77,7 @@ pub async fn answer(call: &Call, method: Method, message: Body) -> Result<Vec<u8
         }
         Method::RepositoryIndex => framing::encode(&metadata::index(engine, &decode(&message)?)),
         Method::RepositoryModelLoad | Method::RepositoryModelUnload => {
-            return Err(ApiError::new(
-                StatusCode::FORBIDDEN,
-                "models are not loaded or unloaded by callers: a device serves what its fleet's keys signed",
-            ));
+            return Err(change_refused());
         }
     })
 }

@@ -260,24 +260,28 @@ fn tensor(mut reader: Reader<'_>) -> Result<Tensor<'_>, ApiError> {
 }
 
 fn output(mut reader: Reader<'_>) -> Result<Output<'_>, ApiError> {
-    let mut name = Cow::Borrowed("");
+    let mut output = Output::named(Cow::Borrowed(""));
     let mut problem = None;
     while let Some((number, value)) = reader.field()? {
         match number {
-            1 => name = value.text()?,
+            1 => output.name = value.text()?,
             2 => {
-                // Every answer is binary here, whatever is wished.
                 let (key, value) = parameter(value.long()?)?;
-                if key != "binary_data" || value.as_bool().is_none() {
-                    problem.get_or_insert_with(|| tensor_parameter_refused(&key));
+                if let Err(wrong) = output.parameter(&key, &value) {
+                    problem.get_or_insert(wrong);
                 }
             }
             _ => {}
         }
     }
+    // Every answer is binary here, whatever is wished.
+    output.binary = None;
     match problem {
-        Some(problem) => Err(ApiError::invalid(format!("output {name:?}: {problem}"))),
-        None => Ok(Output { name, binary: None }),
+        Some(problem) => Err(ApiError::invalid(format!(
+            "output {:?}: {problem}",
+            output.name
+        ))),
+        None => Ok(output),
     }
 }
 

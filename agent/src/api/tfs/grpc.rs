@@ -147,12 +147,12 @@ async fn predict(
     let values: usize = wish
         .outputs
         .iter()
-        .map(|(index, _)| answer.output(*index).len())
+        .map(|wished| answer.output(wished.index).len())
         .sum();
     let mut out = framing::begin(values + 256);
-    for (index, _) in &wish.outputs {
-        let spec = &signature.outputs[*index];
-        tensor::write(spec, answer.shape(*index), answer.output(*index), &mut out);
+    for index in wish.outputs.iter().map(|wished| wished.index) {
+        let spec = &signature.outputs[index];
+        tensor::write(spec, answer.shape(index), answer.output(index), &mut out);
     }
     let answered = Answered {
         model_spec: Some(answered_by(&served, &signature.name)),

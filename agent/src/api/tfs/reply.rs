@@ -30,10 +30,10 @@ pub fn build(
     form: Answered,
 ) -> Result<Response<Full<Bytes>>, ApiError> {
     let specs = &wish.signature().outputs;
-    let outputs = wish.outputs.iter().map(|(index, _)| Output {
-        spec: &specs[*index],
-        shape: answer.shape(*index),
-        rest: answer.output(*index),
+    let outputs = wish.outputs.iter().map(|wished| Output {
+        spec: &specs[wished.index],
+        shape: answer.shape(wished.index),
+        rest: answer.output(wished.index),
     });
     let body = body(outputs.collect(), form)?;
     let mut response = Response::new(Full::new(Bytes::from(body)));

@@ -86,10 +86,7 @@ pub fn prepare(
             }
             3 => {
                 at_most(request.outputs.len(), "outputs")?;
-                request.outputs.push(Output {
-                    name: value.text()?,
-                    binary: None,
-                });
+                request.outputs.push(Output::named(value.text()?));
             }
             _ => {}
         }

@@ -114,7 +114,7 @@ pub(super) fn read_output<'a>(
     index: usize,
 ) -> Result<Output<'a>, ApiError> {
     let mut name = None;
-    let mut binary = None;
+    let mut output = Output::named("".into());
     let mut problem: Option<String> = None;
     reader.object::<ApiError>("an object that names an output", |reader, key| {
         match key {
@@ -123,14 +123,8 @@ pub(super) fn read_output<'a>(
             "parameters" => {
                 reader.object::<ApiError>("an object of parameters", |reader, key| {
                     let value = reader.scalar()?;
-                    if key != "binary_data" {
-                        problem.get_or_insert_with(|| tensor_parameter_refused(key));
-                    } else if let Some(wish) = value.as_bool() {
-                        binary = Some(wish);
-                    } else {
-                        problem.get_or_insert_with(|| {
-                            "parameter binary_data must be true or false".to_owned()
-                        });
+                    if let Err(wrong) = output.parameter(key, &value) {
+                        problem.get_or_insert(wrong);
                     }
                     Ok(())
                 })?
@@ -146,6 +140,6 @@ pub(super) fn read_output<'a>(
     let name = name.ok_or_else(|| ApiError::invalid(format!("output {index} has no name")))?;
     match problem {
         Some(problem) => Err(ApiError::invalid(format!("output {name:?}: {problem}"))),
-        None => Ok(Output { name, binary }),
+        None => Ok(Output { name, ..output }),
     }
 }

@@ -116,9 +116,9 @@ fn every_wrong_request_says_what_is_wrong_and_with_which_tensor() {
             "input \"x\": parameter binary_data_size",
         ),
         (
-            r#"{"inputs":[],"outputs":[{"name":"y","parameters":{"classification":3}}]}"#
+            r#"{"inputs":[],"outputs":[{"name":"y","parameters":{"classification":-3}}]}"#
                 .to_owned(),
-            "output \"y\": parameter classification",
+            "output \"y\": parameter classification must be a whole number",
         ),
         (input(r#""name":"x","dta":[1]"#), "\"dta\""),
     ] {
