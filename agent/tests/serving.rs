@@ -12,6 +12,8 @@ mod limits;
 mod memory;
 #[path = "serving/scale.rs"]
 mod scale;
+#[path = "serving/shadow.rs"]
+mod shadow;
 #[path = "serving/support.rs"]
 mod support;
 #[path = "serving/swaps.rs"]

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use edgeward_models::fleet::routing::BesideStatus;
+use edgeward_models::fleet::routing::{BesideStatus, ShadowStatus};
 use edgeward_models::fleet::status::ModelStatus;
 
 use crate::config::Config;
 use crate::fleet::admin::{Client, Report, WorkerReport};
+use crate::serving::Difference;
 
 /// Arguments of `edgeward status`.
 #[derive(Debug, clap::Args)]
@@ -90,6 +91,7 @@ fn text(report: &Report) -> String {
         lines.push("no models".to_owned());
     }
     lines.extend(status.models.iter().flat_map(model_lines));
+    lines.extend(report.differences.iter().map(difference_line));
     if !report.workers.is_empty() {
         lines.push(String::new());
         lines.extend(report.workers.iter().map(worker_line));
@@ -128,6 +130,7 @@ fn model_lines(model: &ModelStatus) -> Vec<String> {
         };
         lines.push(format!("    routing: {}{whose}", routing.routing));
         lines.extend(routing.versions.iter().map(beside_line));
+        lines.extend(routing.shadow.iter().map(shadow_line));
     }
     if let Some(active) = &model.active {
         let refused = active.refused_delegates.iter();
@@ -171,6 +174,28 @@ fn worker_line(worker: &WorkerReport) -> String {
     }
 }
 
+fn shadow_line(shadow: &ShadowStatus) -> String {
+    format!(
+        "    shadow {}: {} compared, {} different, {} dropped, {} failed",
+        shadow.version, shadow.compared, shadow.different, shadow.dropped, shadow.failed
+    )
+}
+
+fn difference_line(difference: &Difference) -> String {
+    let Difference {
+        model,
+        version,
+        shadow,
+        output,
+        ..
+    } = difference;
+    let distance = match (difference.largest, difference.allowed) {
+        (Some(largest), Some(allowed)) => format!(" by {largest:.3e} ({allowed:.3e} is allowed)"),
+        _ => " in its shape, its type or a string".to_owned(),
+    };
+    format!("difference of {model} {shadow} from {version}: output {output:?}{distance}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,6 +209,7 @@ mod tests {
             certificate_ends: None,
             link: Some("connected to broker:8883".to_owned()),
             connected: true,
+            differences: Vec::new(),
             status: Status {
                 format: FORMAT,
                 device: "scanner-1".parse().expect("name"),

@@ -31,6 +31,7 @@ use super::board::{Board, chain};
 use super::reconcile::{ImportEvent, ImportOutcome, ImportRequest};
 use crate::api::unix::listening_socket;
 use crate::config::Config;
+use crate::serving::Difference;
 
 const FILE: &str = "admin.sock";
 /// In the state directory, and where the configuration puts it.
@@ -61,6 +62,9 @@ pub struct Report {
     pub status: Status,
     /// What each served version takes here.
     pub workers: Vec<WorkerReport>,
+    /// The latest answers of shadows that differed; they stay on the device.
+    #[serde(default)]
+    pub differences: Vec<Difference>,
 }
 
 /// One served version's worker.

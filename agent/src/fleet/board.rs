@@ -209,8 +209,13 @@ impl Board {
                 .map(|(model, line)| model_status(model, line)),
         );
         models.sort_by(|a, b| a.model.cmp(&b.model));
+        let shadows = engine.shadows();
         for model in &mut models {
             routing::complete(model, &beside);
+            let shadow = shadows.iter().find(|(name, ..)| *name == model.model);
+            if let (Some((_, status, _)), Some(routing)) = (shadow, &mut model.routing) {
+                routing.shadow = Some(status.clone());
+            }
         }
         let (audit_length, audit_head) = audit.head();
         Status {

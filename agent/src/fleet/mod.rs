@@ -443,6 +443,12 @@ fn report(
             certificate_ends: credentials.as_ref().map(|c| c.validity().ends),
             link: facts.link,
             connected: facts.connected,
+            differences: workshop
+                .engine
+                .shadows()
+                .into_iter()
+                .flat_map(|(.., differences)| differences)
+                .collect(),
             status: workshop.board.status(
                 device.clone(),
                 0,

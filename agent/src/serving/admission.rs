@@ -48,6 +48,11 @@ impl WaitingRoom {
         Some(Place(self))
     }
 
+    /// Whether nobody waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) == 0
+    }
+
     /// Requests before one that comes now, at most: all slots and all who wait.
     pub(super) fn ahead(&self) -> usize {
         self.slots + self.waiting.load(Ordering::Relaxed)

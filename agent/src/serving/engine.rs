@@ -271,6 +271,9 @@ impl Engine {
         let versions = self.shared.versions();
         metrics::write(page, &versions);
         metrics::write_lifecycle(page, &lock(&self.shared.lifecycle));
+        let shadows = self.shadows().into_iter();
+        let shadows: Vec<_> = shadows.map(|(model, status, _)| (model, status)).collect();
+        metrics::write_shadows(page, &shadows);
         for names in &self.shared.config.metrics.names_of {
             match names {
                 NamesOf::Triton => known_names::triton(page, &versions),

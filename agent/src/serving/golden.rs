@@ -11,7 +11,7 @@ mod generated;
 mod values;
 
 pub(super) use generated::{candidates, generated};
-pub(super) use values::{Values, compare};
+pub(super) use values::{Deviation, Values, compare, deviation};
 
 /// Inputs for one invoke, ready to be copied into a slot.
 #[derive(Debug, Clone, PartialEq)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use edgeward_models::ModelName;
+use edgeward_models::fleet::routing::ShadowStatus;
 
 use super::loaded::{Loaded, Unloads};
 use super::stats::{Outcome, Shown};
@@ -166,6 +167,34 @@ pub(super) fn write_lifecycle(page: &mut Page, models: &BTreeMap<ModelName, Life
     page.counter(name, "Versions that were ended.");
     for (model, life) in models {
         page.total(name, &[("model", model.as_str())], life.unloads);
+    }
+}
+
+/// What came of the shadows.
+pub(super) fn write_shadows(page: &mut Page, shadows: &[(ModelName, ShadowStatus)]) {
+    if shadows.is_empty() {
+        return;
+    }
+    page.counter(
+        "edgeward_shadow_requests",
+        "Requests that were to be put to the shadow as well, by what came of that.",
+    );
+    for (model, shadow) in shadows {
+        let version = shadow.version.to_string();
+        let same = shadow.compared.saturating_sub(shadow.different);
+        for (result, count) in [
+            ("same", same),
+            ("different", shadow.different),
+            ("dropped", shadow.dropped),
+            ("failed", shadow.failed),
+        ] {
+            let labels = [
+                ("model", model.as_str()),
+                ("version", version.as_str()),
+                ("result", result),
+            ];
+            page.total("edgeward_shadow_requests", &labels, count);
+        }
     }
 }
 

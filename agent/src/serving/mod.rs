@@ -6,7 +6,7 @@
 //! a delegate or a caller does takes it away.
 //!
 //! Reading order: `engine`, `versions`, `split` and `routes`
-//! (which version answers), `served` (a request's way), `sequences` (models that keep state), `loaded` (one version), `evidence`, `golden`,
+//! (which version answers), `shadow` (what another one would have answered), `served` (a request's way), `sequences` (models that keep state), `loaded` (one version), `evidence`, `golden`,
 //! `proof` and `aside` (delegates are proven), `supervise` and `poison` (after a crash), `admission`, `budget`, `stats`, `metrics`.
 
 mod admission;
@@ -30,6 +30,7 @@ mod routes;
 mod scale;
 mod sequences;
 mod served;
+mod shadow;
 mod split;
 mod stats;
 mod supervise;
@@ -43,4 +44,4 @@ pub use served::{Request, Served};
 pub use split::StickyKey;
 pub use stats::{Figures, Outcome, Statistics};
 
-pub use crate::worker::Answer;
+pub use shadow::{Answer, Difference};

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use edgeward_models::fleet::routing::Routing;
+use edgeward_models::fleet::routing::{Routing, ShadowStatus};
 use edgeward_models::{ModelName, Version};
 use tracing::info;
 
@@ -13,6 +13,7 @@ use super::engine::{Engine, Prepared, RETRY_AFTER_RESTART_SECONDS};
 use super::error::ServeError;
 use super::loaded::{Hold, Loaded};
 use super::served::Served;
+use super::shadow::Difference;
 use super::split::StickyKey;
 use super::supervise::supervise;
 use super::versions::Versions;
@@ -21,17 +22,21 @@ impl Engine {
     /// Finds what a request means. `version`: a semantic version, a release number or a label; absent: the active
     /// version.
     pub fn resolve(&self, model: &str, version: Option<&str>) -> Result<Served, ServeError> {
-        self.find(model, |versions| match version {
-            Some(text) => versions.named(text),
-            None => versions
-                .active()
-                .ok_or_else(|| self.shared.not_served(model)),
+        self.find(model, |versions| {
+            let active = || versions.active();
+            let found = match version {
+                Some(text) => versions.named(text)?,
+                None => active().ok_or_else(|| self.shared.not_served(model))?,
+            };
+            Ok(Served::new(Hold::of(found)))
         })
     }
 
     /// Finds the version that a label means.
     pub fn resolve_label(&self, model: &str, label: &str) -> Result<Served, ServeError> {
-        self.find(model, |versions| versions.labelled(label))
+        self.find(model, |versions| {
+            Ok(Served::new(Hold::of(versions.labelled(label)?)))
+        })
     }
 
     /// Finds the version for a request that names none: by the split of the model's routing, equal keys to the same
@@ -39,8 +44,22 @@ impl Engine {
     pub fn choose(&self, model: &str, key: StickyKey) -> Result<Served, ServeError> {
         self.find(model, |versions| {
             let chosen = versions.chosen(key);
-            chosen.ok_or_else(|| self.shared.not_served(model))
+            let chosen = chosen.ok_or_else(|| self.shared.not_served(model))?;
+            Ok(Served::mirrored(Hold::of(chosen), versions.mirror(chosen)))
         })
+    }
+
+    /// What came of each model's shadow, with the latest differences.
+    pub fn shadows(&self) -> Vec<(ModelName, ShadowStatus, Vec<Difference>)> {
+        let routes = self.shared.read_routes();
+        let shadows = routes.values().filter_map(|versions| {
+            let shadow = versions.shadow()?;
+            let model = versions.model().clone();
+            Some((model, shadow.status(), shadow.differences()))
+        });
+        let mut shadows: Vec<_> = shadows.collect();
+        shadows.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+        shadows
     }
 
     /// All versions of a model that are loaded, the active one first.
@@ -59,7 +78,7 @@ impl Engine {
     fn find(
         &self,
         model: &str,
-        pick: impl for<'a> FnOnce(&'a Versions) -> Result<&'a Arc<Loaded>, ServeError>,
+        pick: impl FnOnce(&Versions) -> Result<Served, ServeError>,
     ) -> Result<Served, ServeError> {
         let routes = self.shared.read_routes();
         let Some(versions) = routes.get(model) else {
@@ -73,7 +92,7 @@ impl Engine {
             });
         }
         // Held before the lock is given back, so that a swap cannot end the version in between.
-        Ok(Served::new(Hold::of(pick(versions)?)))
+        pick(versions)
     }
 
     /// Routes new requests to `prepared`; the version before finishes what it has and is unloaded, unless it is to

@@ -12,14 +12,17 @@ use super::admission::{check_input, retry_after_seconds};
 use super::error::{RETRY_SOON_SECONDS, ServeError};
 use super::loaded::{Hold, Loaded};
 use super::sequences::{NoTurn, Sequence, Sequences, Turn};
+use super::shadow::{Answer, Mirror};
 use super::stats::{Outcome, Statistics, Times};
 use crate::strings;
-use crate::worker::{Answer, Slot, WorkerError};
+use crate::worker::{Slot, WorkerError};
 
 /// One served version, as a request sees it.
 #[derive(Clone)]
 pub struct Served {
     hold: Hold,
+    /// Where its requests are mirrored to.
+    mirror: Option<Mirror>,
 }
 
 /// One admitted request.
@@ -32,6 +35,7 @@ pub struct Request {
     /// How long the request waited for its slot.
     waited: Duration,
     turn: Option<Turn>,
+    mirror: Option<Mirror>,
     tally: Tally,
 }
 
@@ -65,7 +69,11 @@ impl Tally {
 
 impl Served {
     pub(super) fn new(hold: Hold) -> Self {
-        Self { hold }
+        Self::mirrored(hold, None)
+    }
+
+    pub(super) fn mirrored(hold: Hold, mirror: Option<Mirror>) -> Self {
+        Self { hold, mirror }
     }
 
     pub fn manifest(&self) -> &Arc<Manifest> {
@@ -158,6 +166,7 @@ impl Served {
                 deadline,
                 waited: tally.begun.elapsed(),
                 turn,
+                mirror: self.mirror.clone(),
                 tally,
             }),
             Err(WorkerError::Busy(_) | WorkerError::Deadline) if Instant::now() >= deadline => {
@@ -220,6 +229,7 @@ impl Request {
             deadline,
             waited,
             mut turn,
+            mirror,
             mut tally,
         } = self;
         let hold = tally.hold.clone();
@@ -254,6 +264,9 @@ impl Request {
         if let Some(turn) = &mut turn {
             slot.in_stream(turn.send());
         }
+        // A sequence's state is in one version alone.
+        let mirror = mirror.filter(|_| turn.is_none());
+        let mirrored = mirror.and_then(|mirror| mirror.keep(&hold, &slot, signature));
         match slot.invoke(signature, deadline).await {
             Ok(answer) => {
                 if let Some(turn) = turn {
@@ -271,7 +284,7 @@ impl Request {
                 if let Some(digest) = known {
                     hold.poison.answered(&digest);
                 }
-                Ok(answer)
+                Ok(Answer::new(answer, mirrored))
             }
             Err(WorkerError::Deadline) => Err(tally.deadline_passed(deadline)),
             Err(WorkerError::Died(reason)) => {

@@ -10,7 +10,8 @@ use edgeward_models::fleet::routing::Routing;
 use edgeward_models::{Manifest, ModelName, Version};
 
 use super::error::{RETRY_SOON_SECONDS, ServeError};
-use super::loaded::Loaded;
+use super::loaded::{Hold, Loaded};
+use super::shadow::{Mirror, Shadow};
 use super::split::{Split, StickyKey};
 
 /// Foreign text that an error quotes, in characters.
@@ -25,6 +26,8 @@ pub(super) struct Versions {
     routing: Routing,
     /// Of the requests that name no version.
     split: Split,
+    /// What came of the version that gets copies of requests.
+    shadow: Option<Arc<Shadow>>,
     /// Versions that should be served beside the active one and are not, with the reason.
     lacking: BTreeMap<Version, String>,
 }
@@ -38,6 +41,7 @@ impl Versions {
             beside: Vec::new(),
             routing: Routing::default(),
             split: Split::default(),
+            shadow: None,
             lacking: BTreeMap::new(),
         }
     }
@@ -109,6 +113,11 @@ impl Versions {
         let unwanted = |loaded: &mut Arc<Loaded>| !routing.wants(&loaded.manifest().version);
         let gone = self.beside.extract_if(.., unwanted).collect();
         self.split = Split::new(&routing.split);
+        let same = |shadow: &Arc<Shadow>| routing.shadow.as_ref() == Some(shadow.version());
+        self.shadow = match self.shadow.take().filter(same) {
+            None => routing.shadow.clone().map(|v| Arc::new(Shadow::of(v))),
+            same => same,
+        };
         self.routing = routing;
         gone
     }
@@ -136,6 +145,22 @@ impl Versions {
             loaded.filter(|loaded| loaded.ready())
         };
         self.split.choose(key, able).or(self.active.as_ref())
+    }
+
+    pub(super) fn shadow(&self) -> Option<&Arc<Shadow>> {
+        self.shadow.as_ref()
+    }
+
+    /// Where requests that this version answers are mirrored to, if the shadow is there and another one.
+    pub(super) fn mirror(&self, answers: &Loaded) -> Option<Mirror> {
+        let shadow = self.shadow.as_ref()?;
+        let version = shadow.version();
+        let to = self.all().find(|l| l.manifest().version == *version)?;
+        let mirrored = answers.manifest().version != *version && to.ready();
+        mirrored.then(|| Mirror {
+            shadow: shadow.clone(),
+            to: Hold::of(to),
+        })
     }
 
     /// The version that a text means: a release number, a semantic version or a label.

@@ -86,6 +86,16 @@ impl Answer {
         Ok(answer)
     }
 
+    /// Moves all of it out; what is left has no outputs.
+    pub(crate) fn take(&mut self) -> Self {
+        Self {
+            outputs: std::mem::take(&mut self.outputs),
+            own_memory: self.own_memory.take(),
+            lease: self.lease.clone(),
+            ..*self
+        }
+    }
+
     /// The bytes of an output; strings in the form of [`crate::strings`].
     pub fn output(&self, index: usize) -> &[u8] {
         let Some(output) = self.outputs.get(index) else {

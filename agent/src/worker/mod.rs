@@ -33,7 +33,7 @@ pub use answer::{Answer, check as check_output};
 pub use cache::{DriverCache, PLACEHOLDER};
 pub use child::run as run_child;
 pub use handle::Worker;
-pub use request::Slot;
+pub use request::{KeptInputs, Slot};
 pub use spawner::Spawner;
 pub use wire::{Batch, Stream};
 

@@ -29,6 +29,53 @@ pub struct Slot {
     worker: Worker,
 }
 
+/// What a request brought, to be read when it has been answered: the interpreter may still be at it before. The
+/// worker has written to this memory if it is hostile, so only a comparison may rest on it.
+pub struct KeptInputs {
+    lease: Arc<Lease>,
+    own_memory: Option<Arc<OwnMemory>>,
+    inputs: Vec<TensorRef>,
+}
+
+impl KeptInputs {
+    /// Of all inputs.
+    pub fn bytes(&self) -> usize {
+        self.inputs.iter().map(|input| input.length as usize).sum()
+    }
+
+    pub fn filled(&self, index: usize) -> &[u8] {
+        filled(
+            &self.lease,
+            self.own_memory.as_deref(),
+            self.inputs.get(index),
+        )
+    }
+
+    pub fn shape(&self, index: usize) -> Vec<i64> {
+        shape(self.inputs.get(index))
+    }
+}
+
+fn filled<'a>(
+    lease: &'a Lease,
+    own_memory: Option<&'a OwnMemory>,
+    input: Option<&TensorRef>,
+) -> &'a [u8] {
+    let Some(input) = input else {
+        return &[];
+    };
+    let (memory, begin, _) = lease.input_area(own_memory);
+    let (offset, length) = (begin + input.offset as usize, input.length as usize);
+    // SAFETY: input memory is written only through `Slot::input`, which needs the slot by unique reference and is out
+    // of reach once it was handed over; and a slot is not given to another request while its lease lives.
+    unsafe { memory.bytes(offset, length) }.unwrap_or(&[])
+}
+
+fn shape(input: Option<&TensorRef>) -> Vec<i64> {
+    let dimensions = input.map_or(&[][..], |input| input.shape.dimensions());
+    dimensions.iter().map(|&d| d.into()).collect()
+}
+
 impl Slot {
     /// `bytes`: all inputs together.
     pub(super) fn new(
@@ -98,20 +145,25 @@ impl Slot {
 
     /// The bytes that were reserved for an input, as they were filled.
     pub fn filled(&self, index: usize) -> &[u8] {
-        let Some(input) = self.inputs.get(index) else {
-            return &[];
-        };
-        let (memory, begin, _) = self.lease.input_area(self.own_memory.as_deref());
-        let (offset, length) = (begin + input.offset as usize, input.length as usize);
-        // SAFETY: input memory is written only through `input`, which needs this by unique reference.
-        unsafe { memory.bytes(offset, length) }.unwrap_or(&[])
+        filled(
+            &self.lease,
+            self.own_memory.as_deref(),
+            self.inputs.get(index),
+        )
     }
 
     /// The shape that an input was reserved with.
     pub fn shape(&self, index: usize) -> Vec<i64> {
-        let input = self.inputs.get(index);
-        let dimensions = input.map_or(&[][..], |input| input.shape.dimensions());
-        dimensions.iter().map(|&d| d.into()).collect()
+        shape(self.inputs.get(index))
+    }
+
+    /// Keeps the inputs, and with them the slot, beyond the answer.
+    pub fn keep(&self) -> KeptInputs {
+        KeptInputs {
+            lease: self.lease.clone(),
+            own_memory: self.own_memory.clone(),
+            inputs: self.inputs.clone(),
+        }
     }
 
     /// Runs on the interpreter of one stream instead of any.

@@ -36,6 +36,7 @@ use crate::watch::{self, Wanted, Watch, What};
 Examples:
   fleetctl route digits --group radiology --label stable=1.0.0 --label canary=2.0.0
   fleetctl route digits --group radiology --label canary=2.0.0 --split 1.0.0=90,2.0.0=10
+  fleetctl route digits --group radiology --shadow 3.0.0
   fleetctl route digits --group radiology --clear")]
 pub struct Args {
     model: ModelName,
@@ -48,11 +49,14 @@ pub struct Args {
     /// How requests that name no version are split, by weight; those with one sticky key go to the same version
     #[arg(long, value_name = "VERSION=WEIGHT,…", value_delimiter = ',', value_parser = parse_weight, group = "what")]
     split: Vec<(Version, u32)>,
+    /// A version that gets a copy of the requests that name none, and whose answers are compared with those given
+    #[arg(long, value_name = "VERSION", group = "what")]
+    shadow: Option<Version>,
     /// A version to be served that nothing else here names
     #[arg(long = "also", value_name = "VERSION", group = "what")]
     versions: Vec<Version>,
     /// The active version alone
-    #[arg(long, group = "what", conflicts_with_all = ["labels", "split", "versions"])]
+    #[arg(long, group = "what", conflicts_with_all = ["labels", "split", "shadow", "versions"])]
     clear: bool,
     #[command(flatten)]
     waiting: Waiting,
@@ -67,6 +71,7 @@ impl Args {
             rollout: None,
             labels: self.labels.into_iter().collect(),
             split: self.split.into_iter().collect(),
+            shadow: self.shadow,
             versions: self.versions.into_iter().collect(),
         };
         let desired = routed(&repository, before, &self.group, &self.model, routing)?;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use edgeward_models::fleet::health::Soak;
-use edgeward_models::fleet::routing::BesideStatus;
+use edgeward_models::fleet::routing::{BesideStatus, ShadowStatus};
 use edgeward_models::fleet::status::{ModelStatus, Phase, Status};
 use edgeward_models::name::GroupName;
 use jiff::Timestamp;
@@ -289,6 +289,19 @@ pub fn details(report: &Report) -> Vec<Vec<String>> {
                 false => "",
             };
             row("  routing", format!("{}{whose}", routing.routing));
+            if let Some(shadow) = &routing.shadow {
+                let ShadowStatus {
+                    version,
+                    compared,
+                    different,
+                    dropped,
+                    failed,
+                } = shadow;
+                let text = format!(
+                    "{version}: {compared} compared, {different} different, {dropped} dropped, {failed} failed"
+                );
+                row("  shadow", text);
+            }
             for version in &routing.versions {
                 let reason = version.reason.as_deref().map(plain);
                 let reason = reason.map(|reason| format!("; {reason}"));

@@ -32,6 +32,9 @@ pub struct Routing {
     /// How requests that name no version are split, by weight. Empty: the active version answers them all.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub split: BTreeMap<Version, u32>,
+    /// Gets a copy of the requests that name no version, for comparison; no caller waits for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<Version>,
 }
 
 /// What is wrong with a routing.
@@ -56,19 +59,20 @@ pub enum RoutingError {
 impl Routing {
     /// Nothing beside the active version.
     pub fn is_empty(&self) -> bool {
-        self.versions.is_empty() && self.labels.is_empty() && self.split.is_empty()
+        self.named().is_empty()
     }
 
     /// All versions that it names.
     pub fn named(&self) -> BTreeSet<&Version> {
         let named = self.versions.iter().chain(self.labels.values());
-        named.chain(self.split.keys()).collect()
+        named.chain(self.split.keys()).chain(&self.shadow).collect()
     }
 
     /// Whether it has this version served.
     pub fn wants(&self, version: &Version) -> bool {
         self.versions.contains(version)
             || self.split.contains_key(version)
+            || self.shadow.as_ref() == Some(version)
             || self.labels.values().any(|v| v == version)
     }
 
@@ -95,7 +99,7 @@ impl Routing {
     }
 }
 
-/// As people write it: `labels canary=2.0.0; split 1.0.0=90, 2.0.0=10; also 3.0.0`.
+/// As people write it: `labels canary=2.0.0; split 1.0.0=90, 2.0.0=10; shadow 3.0.0`.
 impl fmt::Display for Routing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pairs = |(label, version): (&LabelName, &Version)| format!("{label}={version}");
@@ -105,8 +109,14 @@ impl fmt::Display for Routing {
             .iter()
             .map(|(version, weight)| format!("{version}={weight}"));
         let split: Vec<_> = weights.collect();
+        let shadow: Vec<_> = self.shadow.iter().map(Version::to_string).collect();
         let also: Vec<_> = self.versions.iter().map(Version::to_string).collect();
-        let parts = [("labels", labels), ("split", split), ("also", also)];
+        let parts = [
+            ("labels", labels),
+            ("split", split),
+            ("shadow", shadow),
+            ("also", also),
+        ];
         let parts = parts.iter().filter(|(_, list)| !list.is_empty());
         let parts = parts.map(|(what, list)| format!("{what} {}", list.join(", ")));
         f.write_str(&parts.collect::<Vec<_>>().join("; "))
@@ -140,6 +150,23 @@ pub struct RoutingStatus {
     pub overridden: bool,
     /// The versions that it names, but for the active one.
     pub versions: Vec<BesideStatus>,
+    /// What came of the shadow since it began.
+    #[serde(default)]
+    pub shadow: Option<ShadowStatus>,
+}
+
+/// What came of a shadow: numbers of requests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShadowStatus {
+    pub version: Version,
+    /// Put to the shadow as well, and the answers compared.
+    pub compared: u64,
+    /// Of those, with another answer than the caller's, beyond the tolerance of the version's manifest.
+    pub different: u64,
+    /// Not put to it, since the device was busy.
+    pub dropped: u64,
+    /// Put to it and not answered.
+    pub failed: u64,
 }
 
 /// One version beside the active one.

@@ -57,6 +57,7 @@ impl RoutingLine {
             versions: versions.collect(),
             routing,
             overridden,
+            shadow: None,
         }
     }
 }

@@ -61,46 +61,97 @@ impl Values {
     }
 }
 
-/// Whether an output is what it must be: numbers by the formula of [`Tolerance`], strings to the last byte. The
-/// error says where it is not.
+/// How an output is not what it must be.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::serving) enum Deviation {
+    Shape,
+    /// Another string.
+    Text {
+        place: usize,
+    },
+    /// Numbers that are further apart than is allowed, where they are furthest.
+    Numbers {
+        place: usize,
+        largest: f64,
+        allowed: f64,
+        answer: f64,
+        expected: f64,
+    },
+}
+
+impl Deviation {
+    /// The largest difference, and what is allowed.
+    pub(in crate::serving) fn distance(&self) -> Option<(f64, f64)> {
+        match self {
+            Self::Numbers {
+                largest, allowed, ..
+            } => Some((*largest, *allowed)),
+            Self::Shape | Self::Text { .. } => None,
+        }
+    }
+}
+
+/// Whether an output is what it must be. The error says where it is not.
 pub(in crate::serving) fn compare(
-    expected: &Expected,
+    wanted: &Expected,
     shape: &[i64],
     bytes: &[u8],
     tolerance: Tolerance,
 ) -> Result<(), String> {
-    let Expected { name, datatype, .. } = expected;
-    let answer = Values::of(*datatype, bytes)?;
-    if shape != expected.shape || answer.len() != expected.values.len() {
-        return Err(format!(
+    let name = &wanted.name;
+    Err(match deviation(wanted, shape, bytes, tolerance)? {
+        None => return Ok(()),
+        Some(Deviation::Shape) => format!(
             "output {name:?} has shape {shape:?} where {:?} is expected",
-            expected.shape
-        ));
+            wanted.shape
+        ),
+        Some(Deviation::Text { place }) => {
+            format!("output {name:?}: element {place} is another string than expected")
+        }
+        Some(Deviation::Numbers {
+            place,
+            largest,
+            allowed,
+            answer,
+            expected,
+        }) => format!(
+            "output {name:?} differs by {largest:.3e} where {allowed:.3e} is allowed (element {place} is {answer}, \
+             expected {expected})"
+        ),
+    })
+}
+
+/// How an output is not what it must be, if it is not: numbers by the formula of [`Tolerance`], strings to the last
+/// byte. The error: it cannot be read.
+pub(in crate::serving) fn deviation(
+    expected: &Expected,
+    shape: &[i64],
+    bytes: &[u8],
+    tolerance: Tolerance,
+) -> Result<Option<Deviation>, String> {
+    let answer = Values::of(expected.datatype, bytes)?;
+    if shape != expected.shape || answer.len() != expected.values.len() {
+        return Ok(Some(Deviation::Shape));
     }
-    match (&answer, &expected.values) {
+    Ok(match (&answer, &expected.values) {
         (Values::Numbers(answer), Values::Numbers(wanted)) => {
-            numbers(name, *datatype, answer, wanted, tolerance)
+            numbers(expected.datatype, answer, wanted, tolerance)
         }
         (Values::Strings(answer), Values::Strings(wanted)) => {
-            match answer.iter().zip(wanted).position(|(a, b)| a != b) {
-                None => Ok(()),
-                Some(place) => Err(format!(
-                    "output {name:?}: element {place} is another string than expected"
-                )),
-            }
+            let other = answer.iter().zip(wanted).position(|(a, b)| a != b);
+            other.map(|place| Deviation::Text { place })
         }
         // Two empty tensors.
-        _ => Ok(()),
-    }
+        _ => None,
+    })
 }
 
 fn numbers(
-    name: &str,
     datatype: Datatype,
     answer: &[f64],
     expected: &[f64],
     tolerance: Tolerance,
-) -> Result<(), String> {
+) -> Option<Deviation> {
     let allowed = match datatype {
         Datatype::Bool => 0.0,
         Datatype::Fp16 | Datatype::Fp32 | Datatype::Fp64 => {
@@ -123,12 +174,11 @@ fn numbers(
             worst = Some((place, difference));
         }
     }
-    match worst {
-        None => Ok(()),
-        Some((place, difference)) => Err(format!(
-            "output {name:?} differs by {difference:.3e} where {allowed:.3e} is allowed (element {place} is {}, \
-             expected {})",
-            answer[place], expected[place]
-        )),
-    }
+    worst.map(|(place, largest)| Deviation::Numbers {
+        place,
+        largest,
+        allowed,
+        answer: answer[place],
+        expected: expected[place],
+    })
 }

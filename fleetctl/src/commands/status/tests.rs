@@ -74,6 +74,7 @@ fn versions_beside_the_active_one_have_lines_of_their_own_and_an_override_is_sai
         routing: Some(RoutingStatus {
             routing,
             overridden: true,
+            shadow: None,
             versions: vec![BesideStatus {
                 version: Version::new(2, 0, 0),
                 served: None,
