@@ -6,6 +6,7 @@
 mod check;
 mod explain;
 mod models;
+mod rates;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use serde::Deserialize;
 pub use check::Problem;
 pub use explain::{Located, explain};
 pub use models::{Batching, ModelSettings};
+pub use rates::{CallerRates, Rate};
 
 /// Where the configuration lives when no `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/edgeward/agent.toml";
@@ -35,6 +37,7 @@ pub struct Config {
     /// Absent: nothing listens on the network.
     pub tls: Option<TlsDoor>,
     pub limits: Limits,
+    pub caller_rates: CallerRates,
     pub tflite: Tflite,
     pub power: Power,
     /// Delegate libraries of this device, by the names that manifests use.
@@ -59,6 +62,7 @@ impl Default for Config {
             unix: UnixDoor::default(),
             tls: None,
             limits: Limits::default(),
+            caller_rates: CallerRates::default(),
             tflite: Tflite::default(),
             power: Power::default(),
             delegates: BTreeMap::new(),
@@ -535,6 +539,13 @@ mod tests {
         assert_eq!(npu.devices, [PathBuf::from("/dev/galcore")]);
         assert_eq!(npu.options.len(), 2);
         assert_eq!(npu.cache, Some(DelegateCache::default()));
+        let rates = &all.caller_rates;
+        let (pacs, other) = (rates.of("token:pacs"), rates.of("uid:1000"));
+        assert_eq!(pacs.map(|rate| rate.requests_per_second), Some(200));
+        assert_eq!(
+            other.map(|rate| (rate.requests_per_second, rate.burst)),
+            Some((50, 100))
+        );
         let digits = &all.models[&"digits".parse().expect("name")];
         assert_eq!(digits.idle_limit(), Some(Duration::from_secs(600)));
         assert!(!digits.pinned);

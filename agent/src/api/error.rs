@@ -11,7 +11,7 @@
 //! | the body, or the tensors in it, are larger than allowed | 413 |
 //! | a compression (`Content-Encoding`) other than gzip or deflate, with `Accept-Encoding` | 415 |
 //! | well-formed, and yet no answer: an input that crashed the worker twice, NaN or infinity asked for as JSON | 422 |
-//! | no free slot within the queue time (with `Retry-After`) | 429 |
+//! | no free slot within the queue time, or the caller asks faster than it may (with `Retry-After`) | 429 |
 //! | more headers than allowed | 431 |
 //! | TFLite refused to run the model: with shapes that the request chose 400, otherwise | 500 |
 //! | not ready, or the worker died while it ran the request (with `Retry-After`) | 503 |
@@ -27,6 +27,7 @@ use hyper::{Response, StatusCode};
 
 use super::json::JsonError;
 use crate::serving::{Outcome, ServeError};
+use crate::watch::inference::TooFast;
 
 /// An answer that is not the one asked for.
 #[derive(Debug)]
@@ -147,6 +148,13 @@ pub fn body(text: &str) -> String {
 impl From<JsonError> for ApiError {
     fn from(error: JsonError) -> Self {
         Self::invalid(error.to_string())
+    }
+}
+
+impl From<TooFast> for ApiError {
+    fn from(error: TooFast) -> Self {
+        let seconds = error.retry_after.as_secs_f64().ceil().max(1.0) as u64;
+        Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()).retry_after(seconds)
     }
 }
 

@@ -10,7 +10,9 @@ use std::path::Path;
 
 use edgeward_models::name::DelegateName;
 
-use super::{Config, DelegateProfile, Fleet, Limits, ModelSettings, Tflite, TlsDoor, UnixDoor};
+use super::{
+    Config, DelegateProfile, Fleet, Limits, ModelSettings, Rate, Tflite, TlsDoor, UnixDoor,
+};
 use crate::api::{peers, tls, unix};
 use crate::worker::PLACEHOLDER;
 
@@ -109,6 +111,12 @@ impl Config {
             check_tls(door, table.at(&["tls"]));
         }
         check_limits(&self.limits, table.at(&["limits"]));
+        if let Some(rate) = &self.caller_rates.each {
+            check_rate(rate, table.at(&["caller_rates", "each"]));
+        }
+        for (caller, rate) in &self.caller_rates.named {
+            check_rate(rate, table.at(&["caller_rates", "named", caller]));
+        }
         check_tflite(&self.tflite, table.at(&["tflite"]));
         for (name, profile) in &self.delegates {
             check_delegate(name, profile, table.at(&["delegates", name.as_str()]));
@@ -315,6 +323,16 @@ fn check_delegate(name: &DelegateName, profile: &DelegateProfile, table: &mut Ta
             }
         }
     }
+}
+
+fn check_rate(rate: &Rate, table: &mut Table) {
+    table.within(
+        "requests_per_second",
+        rate.requests_per_second,
+        1,
+        1_000_000,
+    );
+    table.within("burst", rate.burst, 1, 1_000_000);
 }
 
 fn check_model(settings: &ModelSettings, table: &mut Table) {

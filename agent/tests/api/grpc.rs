@@ -8,7 +8,7 @@ use edgeward_agent::api::coding::Coding;
 use edgeward_agent::api::oip_grpc::messages::{
     ModelInferResponse, ModelStreamInferResponse, ServerLiveResponse,
 };
-use edgeward_agent::config::Config;
+use edgeward_agent::config::{Config, Rate};
 use h2::client::SendRequest;
 use hyper::header::HeaderMap;
 use hyper::{Request, Response};
@@ -399,6 +399,30 @@ fn narrow(config: &mut Config) {
     config.limits.max_body_bytes = 100_000;
     config.limits.max_bodies_bytes = 128 << 10;
     config.limits.body_timeout_ms = 400;
+}
+
+#[tokio::test]
+async fn a_caller_that_asks_too_fast_is_told_when_to_come_again() {
+    let slow = |config: &mut Config| {
+        config.caller_rates.each = Some(Rate {
+            requests_per_second: 1,
+            burst: 2,
+        });
+    };
+    let device = Device::serving_changed("digits-1.0.0", slow, |_| {}).await;
+    let channel = Channel::unix(&device).await;
+    let mut refused = None;
+    for _ in 0..50 {
+        let ended = channel.ask(INFER, &[], framed(&question())).await;
+        if ended.trailers["grpc-status"] != "0" {
+            refused = Some(ended);
+            break;
+        }
+    }
+    let refused = refused.expect("nobody stops it");
+    refused.refused(RESOURCE_EXHAUSTED, "1 times a second");
+    assert_eq!(refused.trailers["grpc-retry-pushback-ms"], "1000");
+    device.close().await;
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod infer;
 mod limits;
 mod overload;
 mod peers;
+mod rates;
 mod records;
 mod sequences;
 mod smuggling;

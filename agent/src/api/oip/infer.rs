@@ -49,6 +49,7 @@ pub async fn infer(
     incoming: &mut Incoming,
     inference: &mut Inference,
 ) -> Result<Response<Full<Bytes>>, ApiError> {
+    inference.admit()?;
     let limits = &shared.config.limits;
     let json_length = number_header(headers, HEADER_LENGTH)?;
     let resolve = || destination.resolve();

@@ -91,6 +91,7 @@ async fn put_to_model(
     mut body: Body,
     inference: &mut Inference,
 ) -> Result<Reply, ApiError> {
+    inference.admit()?;
     let shared = &call.shared;
     let limits = &shared.config.limits;
     if let Some(awake) = &shared.awake {

@@ -117,6 +117,7 @@ async fn predict(
     mut body: Body,
     inference: &mut Inference,
 ) -> Result<Vec<u8>, ApiError> {
+    inference.admit()?;
     let shared = &call.shared;
     let limits = &shared.config.limits;
     if let Some(awake) = &shared.awake {

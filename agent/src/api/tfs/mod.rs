@@ -146,6 +146,7 @@ async fn infer(
     incoming: &mut Incoming,
     inference: &mut Inference,
 ) -> Result<Response<Full<Bytes>>, ApiError> {
+    inference.admit()?;
     if let Some(awake) = &shared.awake {
         awake.note(arrival);
     }

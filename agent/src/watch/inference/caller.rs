@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use edgeward_models::Manifest;
 
+use super::rate::{Bucket, TooFast};
+use crate::config::Rate;
 use crate::serving::Outcome;
 
 /// How a caller is known.
@@ -53,6 +55,8 @@ impl fmt::Display for Who {
 #[derive(Debug)]
 pub struct Caller {
     pub(super) who: Who,
+    /// `None`: it may ask as fast as it likes.
+    bucket: Option<Bucket>,
     account: Mutex<Account>,
 }
 
@@ -94,11 +98,34 @@ impl Usage {
 }
 
 impl Caller {
-    pub(super) fn new(who: Who) -> Self {
+    pub(super) fn new(who: Who, rate: Option<Rate>) -> Self {
         Self {
             who,
+            bucket: rate.map(|rate| Bucket::new(rate, Instant::now())),
             account: Mutex::default(),
         }
+    }
+
+    /// Whether it may ask for an inference now.
+    pub(super) fn admit(&self) -> Result<(), TooFast> {
+        let Some(bucket) = &self.bucket else {
+            return Ok(());
+        };
+        let Rate {
+            requests_per_second: per_second,
+            burst,
+        } = bucket.rate();
+        bucket.take(Instant::now()).map_err(|retry_after| TooFast {
+            caller: self.who.to_string(),
+            per_second,
+            burst,
+            retry_after,
+        })
+    }
+
+    /// How often it was told that it asks too fast.
+    pub(super) fn refused(&self) -> u64 {
+        self.bucket.as_ref().map_or(0, Bucket::refused)
     }
 
     pub(super) fn count(&self, manifest: Option<&Arc<Manifest>>, usage: Usage, outcome: Outcome) {

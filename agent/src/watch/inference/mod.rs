@@ -12,6 +12,7 @@
 //! an outcome, and the request's own id if it has the shape of one ([`RequestId`]). There is no field for a tensor.
 
 mod caller;
+mod rate;
 mod request_id;
 #[cfg(test)]
 mod tests;
@@ -25,12 +26,13 @@ use anyhow::Context;
 use edgeward_models::Manifest;
 
 pub use caller::{Caller, Usage, Who};
+pub use rate::TooFast;
 pub use request_id::RequestId;
 use writer::Writer;
 
 use super::audit::Audit;
 use super::page::Page;
-use crate::config::{Config, InferenceRecords};
+use crate::config::{CallerRates, Config, InferenceRecords};
 use crate::serving::Outcome;
 
 /// Callers that are told apart; further ones are counted together.
@@ -52,6 +54,7 @@ pub struct Recorder {
 struct Shared {
     every: bool,
     callers: Mutex<Vec<Arc<Caller>>>,
+    rates: CallerRates,
     others: Arc<Caller>,
     inbox: Mutex<Inbox>,
     /// Told when there is something to wait for, or enough of it.
@@ -83,13 +86,19 @@ impl Recorder {
     /// Opens the log, if there is to be one, and starts its writer. `audit` gets its checkpoints.
     pub fn start(config: &Config, audit: Audit) -> anyhow::Result<Self> {
         let mode = config.audit.inference;
+        let rates = config.caller_rates.clone();
         let shared = Arc::new(Shared {
             every: mode == InferenceRecords::Every,
             callers: Mutex::default(),
-            others: Arc::new(Caller::new(Who {
-                kind: "others",
-                name: String::new(),
-            })),
+            others: {
+                let who = Who {
+                    kind: "others",
+                    name: String::new(),
+                };
+                let rate = rates.of(&who.to_string());
+                Arc::new(Caller::new(who, rate))
+            },
+            rates,
             inbox: Mutex::default(),
             news: Condvar::new(),
             thread: Mutex::default(),
@@ -116,10 +125,12 @@ impl Recorder {
         if callers.len() >= MAX_CALLERS {
             return self.shared.others.clone();
         }
-        let caller = Arc::new(Caller::new(Who {
+        let who = Who {
             kind,
             name: name.to_owned(),
-        }));
+        };
+        let rate = self.shared.rates.of(&who.to_string());
+        let caller = Arc::new(Caller::new(who, rate));
         callers.push(caller.clone());
         caller
     }
@@ -157,6 +168,15 @@ impl Recorder {
             .iter()
             .map(|caller| (caller.who.to_string(), caller.total()))
             .collect();
+        page.counter(
+            "edgeward_caller_refusals",
+            "Inference requests of a caller that asked faster than it may.",
+        );
+        for caller in self.shared.callers() {
+            let name = caller.who.to_string();
+            let labels = [("caller", name.as_str())];
+            page.total("edgeward_caller_refusals", &labels, caller.refused());
+        }
         page.counter("edgeward_caller_requests", "Inference requests by caller.");
         for (caller, total) in &accounts {
             let labels = [("caller", caller.as_str())];
@@ -243,6 +263,11 @@ pub struct Inference {
 }
 
 impl Inference {
+    /// Whether its caller may ask now, or asks too fast.
+    pub fn admit(&self) -> Result<(), TooFast> {
+        self.caller.admit()
+    }
+
     /// The version that it is for.
     pub fn about(&mut self, manifest: &Arc<Manifest>) {
         self.manifest = Some(manifest.clone());
