@@ -1,7 +1,7 @@
 //! Content codings: compressed bodies in, compressed answers out (RFC 9110, section 8.4.1).
 //!
-//! gzip and deflate, which Triton's clients send and ask for; `deflate` is the zlib format, as the standard
-//! says. [`Unpacker`] yields a body piece by piece, so that whoever gathers it can stop at the limit: a body
+//! gzip and deflate, which Triton's clients send and ask for, and zstd, which costs least; `deflate` is the zlib format,
+//! as the standard says, and a zstd frame's window is at most 8 MiB (RFC 9659). [`Unpacker`] yields a body piece by piece, so that whoever gathers it can stop at the limit: a body
 //! that swells a thousandfold costs no more memory than that limit, and other callers get their turn between
 //! two pieces. An answer is compressed only when the caller asks, when it is large enough to gain by it, and fast
 //! rather than small.
@@ -10,7 +10,7 @@ use std::io::{self, Write};
 
 use bytes::Bytes;
 use flate2::Compression;
-use flate2::write::{GzDecoder, GzEncoder, ZlibDecoder, ZlibEncoder};
+use flate2::write::{GzEncoder, ZlibEncoder};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body as _;
 use hyper::header::{self, HeaderMap, HeaderValue};
@@ -18,8 +18,12 @@ use hyper::{Response, StatusCode};
 
 use super::error::ApiError;
 
+mod unpack;
+
+pub use unpack::{Corrupt, Unpacker};
+
 /// What is said of a body that cannot be taken.
-const KNOWN: &str = "gzip, deflate";
+const KNOWN: &str = "gzip, deflate, zstd";
 /// Shorter answers are sent as they are: compression would cost more than it saves.
 pub const WORTHWHILE: u64 = 1024;
 /// Longer ones are compressed on a thread of their own.
@@ -29,6 +33,7 @@ pub const LONG: u64 = 64 << 10;
 pub enum Coding {
     Gzip,
     Deflate,
+    Zstd,
 }
 
 impl Coding {
@@ -36,6 +41,7 @@ impl Coding {
         match self {
             Self::Gzip => "gzip",
             Self::Deflate => "deflate",
+            Self::Zstd => "zstd",
         }
     }
 
@@ -44,6 +50,8 @@ impl Coding {
             Some(Self::Gzip)
         } else if name.eq_ignore_ascii_case("deflate") {
             Some(Self::Deflate)
+        } else if name.eq_ignore_ascii_case("zstd") {
+            Some(Self::Zstd)
         } else {
             None
         }
@@ -65,9 +73,10 @@ impl Coding {
         Ok(found)
     }
 
-    /// How the caller would like the answer compressed (RFC 9110, section 12.5.3); gzip if all is one to it.
+    /// How the caller would like the answer compressed (RFC 9110, section 12.5.3): of what it likes best the cheapest,
+    /// gzip if all is one to it.
     pub fn wanted(headers: &HeaderMap) -> Option<Self> {
-        let mut weights = [None; 2];
+        let mut weights = [None; 3];
         let mut others = None;
         for value in headers.get_all(header::ACCEPT_ENCODING) {
             for part in value.to_str().unwrap_or_default().split(',') {
@@ -80,13 +89,19 @@ impl Coding {
                 }
             }
         }
-        let weight_of = |coding: Self| weights[coding as usize].or(others).unwrap_or(0.0);
-        let (gzip, deflate) = (weight_of(Self::Gzip), weight_of(Self::Deflate));
-        match gzip.max(deflate) {
-            best if best <= 0.0 => None,
-            best if best == gzip => Some(Self::Gzip),
-            _ => Some(Self::Deflate),
+        let weight_of = |coding: Self| match (weights[coding as usize], coding) {
+            (Some(weight), _) => weight,
+            // Fewer programs understand it than say that they take everything.
+            (None, Self::Zstd) => 0.0,
+            (None, _) => others.unwrap_or(0.0),
+        };
+        let mut best = None;
+        for coding in [Self::Zstd, Self::Gzip, Self::Deflate] {
+            if weight_of(coding) > best.map_or(0.0, weight_of) {
+                best = Some(coding);
+            }
         }
+        best
     }
 
     /// Compresses fast rather than small.
@@ -101,6 +116,12 @@ impl Coding {
             }
             Self::Deflate => {
                 let mut encoder = ZlibEncoder::new(out, level);
+                encoder.write_all(plain)?;
+                encoder.finish()
+            }
+            Self::Zstd => {
+                let mut encoder = zstd::Encoder::new(out, 1)?;
+                encoder.include_checksum(true)?;
                 encoder.write_all(plain)?;
                 encoder.finish()
             }
@@ -125,87 +146,6 @@ fn unsupported(what: String) -> ApiError {
     );
     ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text)
         .with_header(header::ACCEPT_ENCODING, HeaderValue::from_static(KNOWN))
-}
-
-/// Why a compressed body cannot be unpacked.
-#[derive(Debug, thiserror::Error)]
-#[error("the body is not the {coding} that its headers say: {what}")]
-pub struct Corrupt {
-    coding: &'static str,
-    what: String,
-}
-
-impl From<Corrupt> for ApiError {
-    fn from(corrupt: Corrupt) -> Self {
-        Self::invalid(corrupt.to_string())
-    }
-}
-
-/// Unpacks a body as its parts come in.
-pub struct Unpacker {
-    coding: Coding,
-    decoder: Decoder,
-}
-
-enum Decoder {
-    Gzip(GzDecoder<Vec<u8>>),
-    Deflate(ZlibDecoder<Vec<u8>>),
-}
-
-impl Unpacker {
-    pub fn new(coding: Coding) -> Self {
-        let decoder = match coding {
-            Coding::Gzip => Decoder::Gzip(GzDecoder::new(Vec::new())),
-            Coding::Deflate => Decoder::Deflate(ZlibDecoder::new(Vec::new())),
-        };
-        Self { coding, decoder }
-    }
-
-    /// Takes some bytes off the front of `packed`; what they unpack to is a few ten thousand bytes at most.
-    pub fn unpack(&mut self, packed: &mut Bytes) -> Result<Bytes, Corrupt> {
-        let taken = match &mut self.decoder {
-            Decoder::Gzip(decoder) => decoder.write(packed),
-            Decoder::Deflate(decoder) => decoder.write(packed),
-        };
-        match taken {
-            Ok(0) if !packed.is_empty() => Err(self.corrupt("something follows its end")),
-            Ok(taken) => {
-                let _ = packed.split_to(taken);
-                Ok(self.output())
-            }
-            Err(error) => Err(self.corrupt(error)),
-        }
-    }
-
-    /// The last bytes, once all was taken in.
-    pub fn finish(&mut self) -> Result<Bytes, Corrupt> {
-        let finished = match &mut self.decoder {
-            Decoder::Gzip(decoder) => decoder.try_finish(),
-            Decoder::Deflate(decoder) => decoder.try_finish(),
-        };
-        match finished {
-            Ok(()) => Ok(self.output()),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(self.corrupt("it ends too early"))
-            }
-            Err(error) => Err(self.corrupt(error)),
-        }
-    }
-
-    fn output(&mut self) -> Bytes {
-        let output = match &mut self.decoder {
-            Decoder::Gzip(decoder) => decoder.get_mut(),
-            Decoder::Deflate(decoder) => decoder.get_mut(),
-        };
-        std::mem::take(output).into()
-    }
-
-    fn corrupt(&self, what: impl ToString) -> Corrupt {
-        Corrupt {
-            coding: self.coding.name(),
-            what: what.to_string(),
-        }
-    }
 }
 
 /// Compresses an answer if its caller asked for it and it is worth the time.
@@ -248,6 +188,8 @@ mod tests {
     use hyper::header::HeaderName;
     use proptest::prelude::*;
 
+    const ALL: [Coding; 3] = [Coding::Gzip, Coding::Deflate, Coding::Zstd];
+
     fn headers(name: HeaderName, values: &[&str]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for value in values {
@@ -278,6 +220,7 @@ mod tests {
         assert_eq!(coding(&["identity"]), Ok(None));
         assert_eq!(coding(&["GZip"]), Ok(Some(Coding::Gzip)));
         assert_eq!(coding(&["x-gzip"]), Ok(Some(Coding::Gzip)));
+        assert_eq!(coding(&["zstd"]), Ok(Some(Coding::Zstd)));
         assert_eq!(coding(&["identity, deflate"]), Ok(Some(Coding::Deflate)));
         for wrong in [
             &["br"][..],
@@ -299,6 +242,8 @@ mod tests {
             ("gzip", Some(Coding::Gzip)),
             ("deflate", Some(Coding::Deflate)),
             ("gzip, deflate, br", Some(Coding::Gzip)),
+            ("gzip, deflate, br, zstd", Some(Coding::Zstd)),
+            ("zstd;q=0.5, gzip", Some(Coding::Gzip)),
             ("gzip;q=0.5, deflate", Some(Coding::Deflate)),
             ("gzip;q=0, *;q=0.1", Some(Coding::Deflate)),
             ("*", Some(Coding::Gzip)),
@@ -317,7 +262,7 @@ mod tests {
     #[test]
     fn what_is_cut_off_spoilt_or_followed_by_more_is_refused() {
         let plain = b"tensor ".repeat(100);
-        for coding in [Coding::Gzip, Coding::Deflate] {
+        for coding in ALL {
             let whole = coding.packed(&plain).expect("packed");
             for length in 0..whole.len() {
                 assert!(
@@ -338,8 +283,18 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_that_needs_much_memory_is_refused() {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).expect("encoder");
+        encoder.window_log(27).expect("window");
+        encoder.write_all(&vec![7; 200 << 20]).expect("write");
+        let greedy = encoder.finish().expect("frame");
+        let refused = unpack(Coding::Zstd, &greedy, 4096).expect_err("128 MiB");
+        assert!(refused.to_string().contains("zstd"), "{refused}");
+    }
+
+    #[test]
     fn no_piece_is_large_however_much_a_body_swells() {
-        for coding in [Coding::Gzip, Coding::Deflate] {
+        for coding in ALL {
             let mut bomb: Bytes = coding.packed(&vec![0; 64 << 20]).expect("packed").into();
             assert!(bomb.len() < 1 << 20, "{}", bomb.len());
             let mut unpacker = Unpacker::new(coding);
@@ -359,7 +314,7 @@ mod tests {
         fn what_is_packed_unpacks_whatever_its_parts(
             plain in proptest::collection::vec(0u8..4, 0..100_000), step in 1usize..5000,
         ) {
-            for coding in [Coding::Gzip, Coding::Deflate] {
+            for coding in ALL {
                 let packed = coding.packed(&plain).expect("packed");
                 prop_assert_eq!(&unpack(coding, &packed, step).expect("unpacked"), &plain);
             }
@@ -367,7 +322,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_unpacked_or_refused_in_peace(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            for coding in [Coding::Gzip, Coding::Deflate] {
+            for coding in ALL {
                 let _ = unpack(coding, &bytes, 50);
             }
         }

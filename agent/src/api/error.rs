@@ -9,7 +9,7 @@
 //! | wrong method (with `Allow`) | 405 |
 //! | the body did not arrive in time | 408 |
 //! | the body, or the tensors in it, are larger than allowed | 413 |
-//! | a compression (`Content-Encoding`) other than gzip or deflate, with `Accept-Encoding` | 415 |
+//! | a compression (`Content-Encoding`) other than gzip, deflate and zstd, with `Accept-Encoding` | 415 |
 //! | well-formed, and yet no answer: an input that crashed the worker twice, NaN or infinity asked for as JSON | 422 |
 //! | no free slot within the queue time, or the caller asks faster than it may (with `Retry-After`) | 429 |
 //! | more headers than allowed | 431 |

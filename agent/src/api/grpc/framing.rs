@@ -270,7 +270,7 @@ mod tests {
             messages in proptest::collection::vec((proptest::collection::vec(any::<u8>(), 0..20_000), any::<bool>()), 0..5),
             step in 1usize..20_000,
         ) {
-            for coding in [Coding::Gzip, Coding::Deflate] {
+            for coding in [Coding::Gzip, Coding::Deflate, Coding::Zstd] {
                 let mut bytes = Vec::new();
                 for (message, compressed) in &messages {
                     bytes.extend(match compressed {

@@ -9,7 +9,7 @@
 //!
 //! A call is an HTTP/2 request like any other: the same gate (`authorization: Bearer …` as metadata), the same
 //! limits of time, of bytes and of what all bodies may take together, the same slots and errors ([`status`] has the
-//! table of codes). `grpc-timeout` bounds the whole call. Messages may be compressed (gzip, deflate: `grpc-encoding`);
+//! table of codes). `grpc-timeout` bounds the whole call. Messages may be compressed (gzip, deflate, zstd: `grpc-encoding`);
 //! an answer is when the call's own messages were, since every client says that it could read one.
 //!
 //! Messages without tensors are `prost`'s; for those with tensors see [`crate::api::protobuf`].
@@ -259,7 +259,7 @@ pub fn decode<M: Message + Default>(message: &Body) -> Result<M, ApiError> {
 
 fn named(name: &str) -> Result<Coding, ApiError> {
     Coding::named(name).ok_or_else(|| {
-        let text = format!("messages compressed with {name:?} are not taken: gzip and deflate are");
+        let text = format!("messages compressed with {name:?} are not taken: gzip, deflate and zstd are");
         ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text)
     })
 }

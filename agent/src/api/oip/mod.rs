@@ -17,7 +17,7 @@
 //! `V` is the semantic version, the release number or a label of the model's routing. Loading another model or version changes none of the
 //! three health answers; a worker that died makes its model and the device not ready until it is back.
 //! Extensions: `binary_tensor_data`, `classification` ([`classes`]), `model_configuration`, `parameters`, `sequence` and
-//! `statistics`. A body may be compressed (`Content-Encoding: gzip` or
+//! `statistics`. A body may be compressed (`Content-Encoding: gzip`, `zstd` or
 //! `deflate`), and a long answer is when `Accept-Encoding` asks for it.
 
 pub mod classes;
