@@ -259,7 +259,8 @@ pub fn decode<M: Message + Default>(message: &Body) -> Result<M, ApiError> {
 
 fn named(name: &str) -> Result<Coding, ApiError> {
     Coding::named(name).ok_or_else(|| {
-        let text = format!("messages compressed with {name:?} are not taken: gzip, deflate and zstd are");
+        let text =
+            format!("messages compressed with {name:?} are not taken: gzip, deflate and zstd are");
         ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text)
     })
 }
