@@ -32,6 +32,8 @@ enum Command {
     Import(commands::import::Args),
     /// Read the audit log and check that nobody changed it.
     Audit(commands::audit::Args),
+    /// Override on this device how requests for a model find a version, or end the override.
+    Route(commands::route::Args),
     /// Say what the running agent serves and how it is.
     Status(commands::status::Args),
     /// Say what each caller used in a month.
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::Enroll(args) => args.run(&cli.config),
         Command::Import(args) => args.run(&cli.config),
         Command::Audit(args) => args.run(&cli.config),
+        Command::Route(args) => args.run(&cli.config),
         Command::Status(args) => args.run(&cli.config),
         Command::Usage(args) => args.run(&cli.config),
         Command::Token(args) => args.run(&cli.config),

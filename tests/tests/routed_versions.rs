@@ -148,6 +148,23 @@ fn a_second_version_is_labelled_split_to_and_taken_back_while_requests_go_on() {
         "{report}"
     );
 
+    // The device's own administrator may route otherwise for a while, and everybody is told.
+    let trial = ["route", "digits", "--label", "trial=2.0.0"];
+    ward.edgeward(&trial).expect_success();
+    answers(&ward, "trial", "2.0.0").expect("the override's label");
+    wait::until("the fleet to hear of the override", PATIENCE, || {
+        let status = fleet.status();
+        let routing = &status["devices"][0]["status"]["models"][0]["routing"];
+        match routing["overridden"].as_bool() {
+            Some(true) => Ok(()),
+            _ => Err(routing.to_string()),
+        }
+    });
+    ward.edgeward(&["route", "digits", "--end"])
+        .expect_success();
+    let ended = answers(&ward, "trial", "2.0.0").expect_err("no such label");
+    assert!(ended.starts_with("404"), "{ended}");
+
     let clear = ["route", "digits", "--group", "radiology", "--clear"];
     fleet.fleetctl(&clear).expect_success();
     let refused = answers(&ward, "canary", "2.0.0").expect_err("no label any more");

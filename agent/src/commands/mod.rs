@@ -4,6 +4,7 @@ pub mod audit;
 pub mod check_config;
 pub mod enroll;
 pub mod import;
+pub mod route;
 pub mod serve;
 pub mod status;
 pub mod token;

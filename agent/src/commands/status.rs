@@ -124,7 +124,7 @@ fn model_lines(model: &ModelStatus) -> Vec<String> {
     lines.extend(model.reason.iter().map(|reason| format!("    {reason}")));
     if let Some(routing) = &model.routing {
         let whose = if routing.overridden {
-            " (an override on this device)"
+            " (an override on this device; `edgeward route` ends it)"
         } else {
             ""
         };

@@ -1,4 +1,4 @@
-//! The admin socket: how `edgeward import` and `edgeward status` talk to the running agent.
+//! The admin socket: how `edgeward import`, `route` and `status` talk to the running agent.
 //!
 //! A Unix socket in the state directory that only its owner and root can open; the peer's uid is checked
 //! again. Where the configuration names another place, the kernel lets the socket's group in as well (that of
@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use edgeward_models::fleet::routing::Routing;
 use edgeward_models::fleet::status::{Phase, Status};
 use edgeward_models::repository::DirectorySource;
 use edgeward_models::{ModelName, Version};
@@ -24,11 +25,11 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use super::board::{Board, chain};
-use super::reconcile::{ImportEvent, ImportOutcome, ImportRequest};
+use super::reconcile::{ImportEvent, ImportOutcome, ImportRequest, OverrideRequest};
 use crate::api::unix::listening_socket;
 use crate::config::Config;
 use crate::serving::Difference;
@@ -37,17 +38,33 @@ const FILE: &str = "admin.sock";
 /// In the state directory, and where the configuration puts it.
 const MODE_PRIVATE: u32 = 0o600;
 const MODE_SHARED: u32 = 0o660;
-const MAX_REQUEST_BYTES: usize = 4096;
+/// A routing with all that it may hold takes about half of it.
+const MAX_REQUEST_BYTES: usize = 16 << 10;
 const MAX_ANSWER_BYTES: u64 = 4 * 1024 * 1024;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Import events that wait for a slow reader; the reconciler sends a handful per import.
 const PENDING_EVENTS: usize = 64;
 
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Request {
     Status,
     Import,
+    Route {
+        model: ModelName,
+        /// Absent: the override ends.
+        routing: Option<Routing>,
+    },
+}
+
+/// What `edgeward route` gets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Routed {
+    /// In words.
+    Done(String),
+    /// Why nothing was changed.
+    Refused(String),
 }
 
 /// What `edgeward status` gets.
@@ -83,6 +100,7 @@ pub struct WorkerReport {
 pub struct Admin {
     pub board: Arc<Board>,
     pub imports: mpsc::Sender<ImportRequest>,
+    pub overrides: mpsc::Sender<OverrideRequest>,
     pub report: Box<dyn Fn() -> Report + Send + Sync>,
     /// The socket's group may use it, not only root and the agent's own user.
     pub shared: bool,
@@ -172,6 +190,24 @@ async fn attend(stream: UnixStream, admin: &Admin) -> io::Result<()> {
                 directory.ok_or_else(|| io::Error::other("import came without a directory"))?;
             info!(uid = peer, "import requested");
             import(&mut stream, admin, directory).await
+        }
+        Request::Route { model, routing } => {
+            info!(uid = peer, %model, "override of the routing requested");
+            let (answer, answered) = oneshot::channel();
+            let request = OverrideRequest {
+                model,
+                routing,
+                uid: peer,
+                answer,
+            };
+            let stopping = || io::Error::other("the agent is stopping");
+            let sent = admin.overrides.send(request).await;
+            sent.map_err(|_| stopping())?;
+            let routed = match answered.await.map_err(|_| stopping())? {
+                Ok(text) => Routed::Done(text),
+                Err(reason) => Routed::Refused(reason),
+            };
+            send(&mut stream, &routed).await
         }
     }
 }
@@ -273,10 +309,18 @@ impl Client {
         }
     }
 
-    pub fn status(mut self) -> io::Result<Report> {
+    pub fn status(self) -> io::Result<Report> {
+        self.ask(&Request::Status)
+    }
+
+    /// Overrides the routing of a model, or ends the override.
+    pub fn route(self, model: ModelName, routing: Option<Routing>) -> io::Result<Routed> {
+        self.ask(&Request::Route { model, routing })
+    }
+
+    fn ask<T: for<'de> Deserialize<'de>>(mut self, request: &Request) -> io::Result<T> {
         self.stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
-        self.stream
-            .write_all(&serde_json::to_vec(&Request::Status)?)?;
+        self.stream.write_all(&serde_json::to_vec(request)?)?;
         let mut line = Vec::new();
         BufReader::new(self.stream.take(MAX_ANSWER_BYTES)).read_until(b'\n', &mut line)?;
         Ok(serde_json::from_slice(&line)?)

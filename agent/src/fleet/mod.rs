@@ -33,7 +33,7 @@ use identity::{Identity, TrustedClock};
 use job::Workshop;
 use metrics::FleetMetrics;
 use mqtt::{Link, LinkState};
-use reconcile::{ImportRequest, Membership, Reconciler, Wires};
+use reconcile::{ImportRequest, Membership, OverrideRequest, Reconciler, Wires};
 use state::StateDirectory;
 use transfer::ChunkCache;
 use transport::BrokerSource;
@@ -69,7 +69,7 @@ const TIMESTAMP: &str = "timestamp.json";
 const CONNECTION_RECORDS: Duration = Duration::from_secs(600);
 /// After a panic in the task of the broker connection.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
-/// Imports that wait while another one is looked at.
+/// Imports, and overrides of routings, that wait while another one is looked at.
 const PENDING_IMPORTS: usize = 4;
 
 /// The running fleet side.
@@ -138,11 +138,13 @@ async fn begin(
     let (identity, membership) = join_fleet(&config, &state, &board);
     let (stop, stopping) = watch::channel(false);
     let (imports, wanted_imports) = mpsc::channel(PENDING_IMPORTS);
+    let (overrides, wanted_overrides) = mpsc::channel(PENDING_IMPORTS);
     let membership_clock = membership.as_ref().map(|m| m.clock.clone());
     let reconciler = Reconciler::new(workshop.clone(), membership, records, applied, absent);
     let admin = Admin {
         board: board.clone(),
         imports: imports.clone(),
+        overrides,
         report: report(&workshop, identity.as_deref())?,
         shared: config.admin_socket.is_some(),
     };
@@ -176,6 +178,7 @@ async fn begin(
         identity,
         link,
         imports: wanted_imports,
+        overrides: wanted_overrides,
         engine_events: engine.subscribe(),
         stop: stopping,
     };
@@ -229,6 +232,7 @@ struct Side {
     identity: Option<Arc<Identity>>,
     link: Option<Link>,
     imports: mpsc::Receiver<ImportRequest>,
+    overrides: mpsc::Receiver<OverrideRequest>,
     engine_events: broadcast::Receiver<EngineEvent>,
     stop: watch::Receiver<bool>,
 }
@@ -242,6 +246,7 @@ impl Side {
         }
         let mut wires = Wires {
             imports: self.imports,
+            overrides: self.overrides,
             timestamps: watch::channel(None).1,
             sessions: watch::channel(0).1,
             remote: None,

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use edgeward_agent::config::{self, Config};
-use edgeward_agent::fleet::admin::{Client, Report};
+use edgeward_agent::fleet::admin::{Client, Report, Routed};
 use edgeward_agent::fleet::reconcile::{ImportEvent, ImportOutcome, ImportRequest};
 use edgeward_agent::fleet::{self, FleetTasks, identity};
 use edgeward_agent::serving::Engine;
 use edgeward_agent::watch::audit::Audit;
 use edgeward_agent::worker::Spawner;
+use edgeward_models::fleet::routing::Routing;
 use edgeward_models::fleet::status::ModelStatus;
 use edgeward_models::repository::DirectorySource;
 use edgeward_models::verify::TrustStore;
@@ -110,6 +111,17 @@ impl Device {
         tokio::task::spawn_blocking(move || {
             let client = Client::connect(&config).expect("connect").expect("running");
             client.status().expect("status")
+        })
+        .await
+        .expect("join")
+    }
+
+    /// Through the admin socket, as `edgeward route` asks.
+    pub async fn route(&self, model: &str, routing: Option<Routing>) -> Routed {
+        let (config, model) = (self.config.clone(), model.parse().expect("name"));
+        tokio::task::spawn_blocking(move || {
+            let client = Client::connect(&config).expect("connect").expect("running");
+            client.route(model, routing).expect("an answer")
         })
         .await
         .expect("join")

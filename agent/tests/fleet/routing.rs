@@ -1,6 +1,7 @@
 //! Versions beside the active one: from a repository to the device, over restarts, and when something is wrong with
 //! one.
 
+use edgeward_agent::fleet::admin::Routed;
 use edgeward_agent::fleet::reconcile::ImportOutcome;
 use edgeward_models::fleet::routing::{Routing, RoutingStatus, parse_label};
 use edgeward_models::fleet::status::Phase;
@@ -99,6 +100,63 @@ async fn the_labelled_version_becomes_active_and_the_one_before_stays_under_its_
     })
     .await;
     assert_eq!(finds(&device, "canary").as_deref(), Some("2.0.0"));
+}
+
+#[tokio::test]
+async fn an_override_takes_the_fleets_place_until_it_is_ended_and_says_that_it_is_one() {
+    let mut site = Site::new();
+    let mut device = two_versions(&mut site).await;
+    let other = Routing {
+        labels: [parse_label("trial=2.0.0").expect("label")].into(),
+        ..Routing::default()
+    };
+    let done = device.route("digits", Some(other.clone())).await;
+    assert!(
+        matches!(&done, Routed::Done(text) if text.contains("trial=2.0.0")),
+        "{done:?}"
+    );
+    assert_eq!(finds(&device, "trial").as_deref(), Some("2.0.0"));
+    assert_eq!(finds(&device, "canary"), None);
+    assert!(status(&device).await.overridden);
+    // What the fleet says meanwhile waits for its end, also over a restart.
+    label(&mut site, "r3", &["later=2.0.0"]);
+    device.import(&site.export("stick-2")).await;
+    device.restart().await;
+    wait::until("the override to hold again", || {
+        finds(&device, "trial").as_deref() == Some("2.0.0")
+    })
+    .await;
+    assert_eq!(finds(&device, "later"), None);
+
+    // Nothing that the fleet's keys did not sign, and no model that is not here.
+    let unknown = Routing {
+        versions: ["9.0.0".parse().expect("version")].into(),
+        ..Routing::default()
+    };
+    for (model, routing) in [
+        ("digits", Some(unknown)),
+        ("other", Some(other)),
+        ("other", None),
+    ] {
+        let refused = device.route(model, routing).await;
+        assert!(matches!(refused, Routed::Refused(_)), "{refused:?}");
+    }
+    assert!(matches!(
+        device.route("digits", None).await,
+        Routed::Done(_)
+    ));
+    wait::until("the fleet's label", || {
+        finds(&device, "later").as_deref() == Some("2.0.0")
+    })
+    .await;
+    assert_eq!(finds(&device, "trial"), None);
+    assert!(!status(&device).await.overridden);
+    assert!(matches!(
+        device.route("digits", None).await,
+        Routed::Refused(_)
+    ));
+    assert_eq!(device.audited("routing-overridden"), 1);
+    assert_eq!(device.audited("routing-override-ended"), 1);
 }
 
 #[tokio::test]

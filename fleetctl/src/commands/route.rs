@@ -156,13 +156,7 @@ pub async fn carry_out(
     repository.set_desired(&desired)?;
     let publication = repository.commit(&operator.keys(&repository)?, Timestamp::now())?;
     let routing = desired.routing.get(model).cloned().unwrap_or_default();
-    let what = match routing.is_empty() {
-        true => format!(
-            "{model} has no routing in group {} any more: that",
-            desired.group
-        ),
-        false => format!("{model} for group {}: {routing}", desired.group),
-    };
+    let what = format!("{model} for group {}: {routing}", desired.group);
     let mut outcomes = Vec::new();
     match standing {
         None => operator.printer.note(&format!(

@@ -118,6 +118,9 @@ impl fmt::Display for Routing {
             ("also", also),
         ];
         let parts = parts.iter().filter(|(_, list)| !list.is_empty());
+        if self.is_empty() {
+            return f.write_str("the active version alone");
+        }
         let parts = parts.map(|(what, list)| format!("{what} {}", list.join(", ")));
         f.write_str(&parts.collect::<Vec<_>>().join("; "))
     }

@@ -211,6 +211,12 @@ impl Reconciler {
         }
     }
 
+    /// Whether a version is installed, or may be fetched.
+    pub(super) fn has(&self, model: &ModelName, version: &Version) -> bool {
+        let pointer = self.pointer(model, version);
+        pointer.is_some() || self.offered(model, version, None).is_some()
+    }
+
     /// Where a version may be fetched from, if it must be: with the very bytes that are known here.
     fn offered(
         &self,

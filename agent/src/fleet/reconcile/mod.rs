@@ -30,6 +30,7 @@ use crate::serving::EngineEvent;
 use beside::Beside;
 pub use import::{ImportEvent, ImportOutcome, ImportRequest};
 use pace::{Pace, Refusals};
+pub use routing::OverrideRequest;
 use soaking::Watched;
 
 mod beside;
@@ -46,6 +47,7 @@ mod steering;
 /// What the reconciler listens to.
 pub struct Wires {
     pub imports: mpsc::Receiver<ImportRequest>,
+    pub overrides: mpsc::Receiver<OverrideRequest>,
     /// The newest timestamp that the broker showed, as it travels.
     pub timestamps: watch::Receiver<Option<Bytes>>,
     /// Counts connections.
@@ -213,6 +215,7 @@ impl Reconciler {
             tokio::select! {
                 _ = wires.stop.changed() => break,
                 Some(request) = wires.imports.recv() => self.import(request),
+                Some(request) = wires.overrides.recv() => self.override_routing(request),
                 Ok(()) = wires.timestamps.changed() => {
                     let payload = wires.timestamps.borrow_and_update().clone();
                     self.heard(wires.remote.as_ref(), payload);

@@ -4,7 +4,9 @@
 //! the versions that it names.
 
 use edgeward_models::ModelName;
+use edgeward_models::fleet::routing::Routing;
 use serde_json::json;
+use tokio::sync::oneshot;
 use tracing::{error, info};
 
 use super::Reconciler;
@@ -14,7 +16,77 @@ use crate::fleet::goal::Goal;
 use crate::fleet::job::{FaultKind, JobError};
 use crate::fleet::state::{ModelRecord, RoutingRecord};
 
+/// An administrator's wish that a model be routed otherwise than its fleet says.
+pub struct OverrideRequest {
+    pub model: ModelName,
+    /// Absent: the override ends.
+    pub routing: Option<Routing>,
+    /// Who asks.
+    pub uid: u32,
+    /// What came of it, in words.
+    pub answer: oneshot::Sender<Result<String, String>>,
+}
+
 impl Reconciler {
+    pub(super) fn override_routing(&mut self, request: OverrideRequest) {
+        let OverrideRequest {
+            model,
+            routing,
+            uid,
+            answer,
+        } = request;
+        let done = self.put_override(&model, routing, uid);
+        self.steer_beside();
+        // Whoever asked may have gone.
+        let _ = answer.send(done);
+    }
+
+    /// Puts a routing in the place of the fleet's, or the fleet's back.
+    fn put_override(
+        &mut self,
+        model: &ModelName,
+        mut routing: Option<Routing>,
+        uid: u32,
+    ) -> Result<String, String> {
+        let record = self.records.get(model);
+        if record.is_none_or(|record| record.active.is_none()) {
+            return Err(format!("model {model} is not served here"));
+        }
+        let mut next = self.beside.records.get(model).cloned().unwrap_or_default();
+        if routing.is_none() && next.local.is_none() {
+            return Err(format!("the routing of {model} is not overridden"));
+        }
+        if let Some(routing) = &mut routing {
+            routing.check().map_err(|e| e.to_string())?;
+            if let Some(unknown) = routing.named().into_iter().find(|v| !self.has(model, v)) {
+                return Err(format!(
+                    "{model} {unknown} is neither installed here nor in the repository that was read last"
+                ));
+            }
+            // A version that failed is tried again, as for any new rollout.
+            let id = format!("local-{:08x}", rand::random::<u32>());
+            routing.rollout = id.parse().ok();
+        }
+        let (event, text) = match &routing {
+            Some(routing) if routing.is_empty() => (
+                "routing-overridden",
+                format!("{model}: the active version alone, in place of what the fleet says"),
+            ),
+            Some(routing) => (
+                "routing-overridden",
+                format!("{model}: {routing}, in place of what the fleet says"),
+            ),
+            None => (
+                "routing-override-ended",
+                format!("{model}: what the fleet says holds again"),
+            ),
+        };
+        let fields = json!({"model": model, "routing": routing, "uid": uid});
+        next.local = routing;
+        let changed = self.change_routing(model, event, fields, next);
+        changed.map(|()| text).map_err(|e| e.reason)
+    }
+
     /// Takes up what was wanted before the start.
     pub(super) fn recall_routings(&mut self) {
         let served = |(_, record): &(_, &ModelRecord)| record.active.is_some();
@@ -38,7 +110,8 @@ impl Reconciler {
                 let mut next = record;
                 next.fleet = routing.clone();
                 let fields = json!({"model": model, "routing": routing});
-                self.change_routing(model, "routing-changed", fields, next);
+                // What went wrong was said; the next look tries again.
+                let _ = self.change_routing(model, "routing-changed", fields, next);
             }
         }
     }
@@ -49,7 +122,7 @@ impl Reconciler {
             && *record != RoutingRecord::default()
         {
             let fields = json!({"model": model, "routing": null});
-            self.change_routing(model, "routing-changed", fields, RoutingRecord::default());
+            let _ = self.change_routing(model, "routing-changed", fields, RoutingRecord::default());
         }
         self.beside.records.remove(model);
     }
@@ -60,13 +133,13 @@ impl Reconciler {
         event: &'static str,
         fields: serde_json::Value,
         mut record: RoutingRecord,
-    ) {
+    ) -> Result<(), JobError> {
         record.forget_unwanted();
-        if self.record_routing(model, event, fields, &record).is_ok() {
-            info!(%model, "routing changed");
-            self.apply_routing(model, record);
-            self.beside.hurry(|_| true);
-        }
+        self.record_routing(model, event, fields, &record)?;
+        info!(%model, "routing changed");
+        self.apply_routing(model, record);
+        self.beside.hurry(|_| true);
+        Ok(())
     }
 
     /// Audit record, then document. Nothing takes effect without both.
@@ -105,7 +178,8 @@ impl Reconciler {
         }
         let overridden = record.local.is_some();
         self.workshop.board.model(model, |line| {
-            line.routing = (!routing.is_empty()).then(|| RoutingLine::new(routing, overridden));
+            let shown = overridden || !routing.is_empty();
+            line.routing = shown.then(|| RoutingLine::new(routing, overridden));
         });
         self.beside.records.insert(model.clone(), record);
     }
