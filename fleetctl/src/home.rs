@@ -7,6 +7,7 @@
 //! keys/          signing keys, one file per role
 //! pending/       changes that wait for signatures of other desks
 //! repository/    the signed tree: the truth of which the broker is a copy
+//! claims.json    tokens that were given out to devices, and who used them
 //! heard.json     what each device last said: older statuses are told by it
 //! broker/        the broker's certificate and configuration, when they were asked for
 //! ```
@@ -181,6 +182,10 @@ impl Home {
 
     pub fn ca_directory(&self) -> PathBuf {
         self.directory.join("ca")
+    }
+
+    pub fn claims_path(&self) -> PathBuf {
+        self.directory.join("claims.json")
     }
 
     pub fn keys_directory(&self) -> PathBuf {

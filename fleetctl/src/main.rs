@@ -5,6 +5,7 @@
 
 mod authority;
 mod carrier;
+mod claims;
 mod commands;
 mod devices;
 mod home;

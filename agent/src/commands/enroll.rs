@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use edgeward_models::fleet::claim::{ClaimToken, MAX_CLAIM_BYTES};
 use edgeward_models::fleet::enrolment::{EnrolmentBundle, MAX_BUNDLE_BYTES};
 use edgeward_models::verify::{TrustStore, VerifyError};
 
@@ -16,7 +17,7 @@ use crate::watch::audit::Audit;
 
 const HELP: &str = "\
 First `--request FILE` makes this device's key, which never leaves it, and writes a certificate request. \
-The operator answers it with `fleetctl device enroll`; then `--accept BUNDLE` takes the answer: the \
+The operator answers it with `fleetctl device enroll` (or, with --claim, `fleetctl claim accept`); then `--accept BUNDLE` takes the answer: the \
 device's certificate, the broker's address and authority, and the root of trust. Both need the agent \
 stopped. Exit status: 0 done, 1 the bundle is refused, 2 could not be tried.";
 
@@ -32,6 +33,13 @@ pub struct Args {
     /// serves on; the broker is out of reach until the answer is here.
     #[arg(long, requires = "request")]
     new_key: bool,
+    /// Prove a claim with the token in this file, which the operator made for this device's serial number; the request
+    /// is then answered with `fleetctl claim accept`.
+    #[arg(long, value_name = "TOKEN-FILE", requires = "request")]
+    claim: Option<PathBuf>,
+    /// This device's serial number, for --claim [default: what the firmware says].
+    #[arg(long, value_name = "SERIAL", requires = "claim")]
+    serial: Option<String>,
     /// A name for the request, as a hint for the operator [default: the host's name].
     #[arg(long, value_name = "NAME", requires = "request")]
     name: Option<String>,
@@ -44,7 +52,13 @@ impl Args {
     pub fn run(self, config: &Path) -> anyhow::Result<ExitCode> {
         let config = Config::load(config)?;
         match (self.request, self.accept) {
-            (Some(file), _) => request(&config, &file, self.name, self.new_key),
+            (Some(file), _) => {
+                let claim = self
+                    .claim
+                    .map(|token| Claim::read(&token, self.serial))
+                    .transpose()?;
+                request(&config, &file, self.name, self.new_key, claim)
+            }
             (None, Some(file)) => accept(&config, &file),
             (None, None) => anyhow::bail!("give --request FILE or --accept BUNDLE"),
         }
@@ -56,6 +70,7 @@ fn request(
     file: &Path,
     name: Option<String>,
     new_key: bool,
+    claim: Option<Claim>,
 ) -> anyhow::Result<ExitCode> {
     let hint = name.unwrap_or_else(host_name);
     // Opened with the caller's rights, before they are put down.
@@ -69,16 +84,61 @@ fn request(
         identity::forget_key(&state.identity())?;
     }
     let request = identity::request(&state.identity(), &hint)?;
+    let (text, answer) = match &claim {
+        Some(claim) => (claim.prove(&request)?, "fleetctl claim accept"),
+        None => (request, "fleetctl device enroll"),
+    };
     output
-        .write_all(request.as_bytes())
+        .write_all(text.as_bytes())
         .with_context(|| format!("cannot write {}", file.display()))?;
     writeln!(
         std::io::stderr(),
-        "The request is in {}. On the operator's machine: fleetctl device enroll, then here: \
+        "The request is in {}. On the operator's machine: {answer}, then here: \
          edgeward enroll --accept BUNDLE",
         file.display()
     )?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A token, and the serial number that it is used for.
+struct Claim {
+    token: ClaimToken,
+    serial: String,
+}
+
+impl Claim {
+    fn read(file: &Path, serial: Option<String>) -> anyhow::Result<Self> {
+        let mut text = String::new();
+        File::open(file)
+            .and_then(|f| f.take(MAX_CLAIM_BYTES).read_to_string(&mut text))
+            .with_context(|| format!("cannot read {}", file.display()))?;
+        let token = text
+            .parse()
+            .with_context(|| format!("cannot use {}", file.display()))?;
+        let serial = match serial.or_else(firmware_serial) {
+            Some(serial) => serial,
+            None => anyhow::bail!("the firmware says no serial number; give it with --serial"),
+        };
+        Ok(Self { token, serial })
+    }
+
+    fn prove(&self, request: &str) -> anyhow::Result<String> {
+        let claim = self.token.request(&self.serial, request);
+        serde_json::to_string_pretty(&claim).context("cannot write the request")
+    }
+}
+
+/// As the device's maker numbered it: PCs say it by DMI, boards in their device tree.
+fn firmware_serial() -> Option<String> {
+    let places = [
+        "/sys/class/dmi/id/product_serial",
+        "/sys/firmware/devicetree/base/serial-number",
+    ];
+    let said = places
+        .into_iter()
+        .find_map(|place| std::fs::read_to_string(place).ok())?;
+    let serial = said.trim_matches(|c: char| c.is_whitespace() || c == '\0');
+    (!serial.is_empty()).then(|| serial.to_owned())
 }
 
 fn accept(config: &Config, file: &Path) -> anyhow::Result<ExitCode> {

@@ -14,6 +14,7 @@ use crate::printer::Printer;
 mod broker;
 mod broker_config;
 pub mod change;
+mod claim;
 mod device;
 mod doctor;
 mod export;
@@ -76,6 +77,8 @@ enum Verb {
     #[command(subcommand)]
     Device(device::Verb),
     #[command(subcommand)]
+    Claim(claim::Verb),
+    #[command(subcommand)]
     Group(group::Verb),
     Package(package::Args),
     Push(push::Args),
@@ -107,6 +110,7 @@ impl Cli {
         let result = match self.verb {
             Verb::Init(args) => args.run(&home, printer).await,
             Verb::Device(verb) => verb.run(&home, printer).await,
+            Verb::Claim(verb) => verb.run(&home, printer).await,
             Verb::Group(verb) => verb.run(&home, printer).await,
             Verb::Package(args) => args.run(printer),
             Verb::Push(args) => args.run(&home, printer).await,

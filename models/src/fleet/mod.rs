@@ -1,5 +1,6 @@
 //! What fleetctl and agents say to each other: topics, desired state, routing, statuses, telemetry.
 
+pub mod claim;
 pub mod enrolment;
 pub mod health;
 pub mod removal;
