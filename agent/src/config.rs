@@ -33,6 +33,7 @@ pub struct Config {
     /// The socket of `edgeward import` and `status`, for its group as well. Absent: in the state directory, for
     /// root and the agent's own user.
     pub admin_socket: Option<PathBuf>,
+    pub residency: Residency,
     pub unix: UnixDoor,
     /// Absent: nothing listens on the network.
     pub tls: Option<TlsDoor>,
@@ -59,6 +60,7 @@ impl Default for Config {
         Self {
             state_directory: "/var/lib/edgeward".into(),
             admin_socket: None,
+            residency: Residency::Unrestricted,
             unix: UnixDoor::default(),
             tls: None,
             limits: Limits::default(),
@@ -76,6 +78,16 @@ impl Default for Config {
             log: Log::default(),
         }
     }
+}
+
+/// How strictly data stays where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Residency {
+    /// Inference data stays here; statuses say in words what is wrong, and a full disk keeps nothing from being said.
+    Unrestricted,
+    /// Nothing leaves that is not in the log of departures, and no words: names, numbers and states only.
+    OnSite,
 }
 
 /// The local socket for inference. Ignored where systemd passes one named `edgeward.socket`.

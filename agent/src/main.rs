@@ -36,6 +36,8 @@ enum Command {
     Route(commands::route::Args),
     /// Say what the running agent serves and how it is.
     Status(commands::status::Args),
+    /// Show what this device tells its fleet.
+    Telemetry(commands::telemetry::Args),
     /// Say what each caller used in a month.
     Usage(commands::usage::Args),
     /// Make a bearer token for the TLS door.
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Command::Audit(args) => args.run(&cli.config),
         Command::Route(args) => args.run(&cli.config),
         Command::Status(args) => args.run(&cli.config),
+        Command::Telemetry(args) => args.run(&cli.config),
         Command::Usage(args) => args.run(&cli.config),
         Command::Token(args) => args.run(&cli.config),
         Command::Worker(args) => args.run(&cli.config),

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::http::Client;
+use crate::isolated::Isolated;
 use crate::package::known;
 use crate::process::{self, Finished, Process, dying_with_us};
 use crate::{binaries, plugin, wait};
@@ -26,6 +27,8 @@ pub struct Device {
     agent: Option<Process>,
     /// Seconds by which its clock is wrong.
     clock_shift: i64,
+    /// The network that its agent is in, if not everybody's.
+    namespace: Option<String>,
 }
 
 impl Device {
@@ -68,6 +71,7 @@ filter = "info,edgeward_agent=debug"
             configuration,
             agent: None,
             clock_shift: 0,
+            namespace: None,
         };
         device.write_configuration();
         device
@@ -120,6 +124,11 @@ filter = "info,edgeward_agent=debug"
     /// Connects to the broker through another port (a [`Relay`](crate::relay::Relay)).
     pub fn use_broker_port(&mut self, port: u16) {
         self.configure("[fleet]\n", &format!("[fleet]\nbroker_port = {port}\n"));
+    }
+
+    /// From its next start on its agent is in a network of its own.
+    pub fn isolate(&mut self, isolated: &Isolated) {
+        self.namespace = Some(isolated.path());
     }
 
     /// A device that is not told to connect to anything.
@@ -193,7 +202,16 @@ filter = "info,edgeward_agent=debug"
     /// Switches the device on and waits for nothing.
     pub fn spawn(&mut self) {
         assert!(self.agent.is_none(), "{} is running already", self.id);
-        let mut command = self.command(dying_with_us(&binaries::program("edgeward")));
+        let program = binaries::program("edgeward");
+        let command = match &self.namespace {
+            None => dying_with_us(&program),
+            Some(namespace) => {
+                let mut command = dying_with_us("/usr/bin/nsenter".as_ref());
+                command.arg(format!("--net={namespace}")).arg(program);
+                command
+            }
+        };
+        let mut command = self.command(command);
         command.arg("--config").arg(self.config_path()).arg("serve");
         self.agent = Some(Process::start(&self.id, command, &self.log_path()));
     }

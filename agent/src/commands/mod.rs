@@ -7,6 +7,7 @@ pub mod import;
 pub mod route;
 pub mod serve;
 pub mod status;
+pub mod telemetry;
 pub mod token;
 pub mod usage;
 pub mod worker;

@@ -23,15 +23,9 @@ pub struct Args {
 impl Args {
     pub fn run(self, config: &Path) -> anyhow::Result<ExitCode> {
         let config = Config::load(config)?;
-        let agent = Client::connect(&config)
-            .context("cannot talk to the running agent; be root, the agent's own user, or in the group of its admin_socket")?
-            .with_context(|| {
-                format!(
-                    "no agent runs on {} (systemctl start edgeward)",
-                    config.state_directory.display()
-                )
-            })?;
-        let report = agent.status().context("the agent did not answer")?;
+        let report = Client::running(&config)?
+            .status()
+            .context("the agent did not answer")?;
         let mut output = std::io::stdout();
         if self.json {
             serde_json::to_writer_pretty(&mut output, &report)?;

@@ -14,14 +14,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use edgeward_models::fleet::routing::Routing;
-use edgeward_models::fleet::status::{Phase, Status};
+use edgeward_models::fleet::status::{Online, Phase, Status};
+use edgeward_models::fleet::telemetry::TelemetryBatch;
 use edgeward_models::repository::DirectorySource;
 use edgeward_models::{ModelName, Version};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
@@ -49,6 +52,7 @@ const PENDING_EVENTS: usize = 64;
 #[serde(rename_all = "kebab-case")]
 enum Request {
     Status,
+    Preview,
     Import,
     Route {
         model: ModelName,
@@ -96,12 +100,24 @@ pub struct WorkerReport {
     pub unloaded: Option<String>,
 }
 
+/// What `edgeward telemetry preview` gets: each message that the device sends, as it would be now.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Preview {
+    /// On connecting; with `online: false` as last will and goodbye.
+    pub online: Online,
+    /// When something in it changes, and once a day.
+    pub status: Status,
+    /// Each interval.
+    pub telemetry: Option<TelemetryBatch>,
+}
+
 /// What the socket answers with.
 pub struct Admin {
     pub board: Arc<Board>,
     pub imports: mpsc::Sender<ImportRequest>,
     pub overrides: mpsc::Sender<OverrideRequest>,
     pub report: Box<dyn Fn() -> Report + Send + Sync>,
+    pub preview: Box<dyn Fn() -> Preview + Send + Sync>,
     /// The socket's group may use it, not only root and the agent's own user.
     pub shared: bool,
 }
@@ -185,6 +201,7 @@ async fn attend(stream: UnixStream, admin: &Admin) -> io::Result<()> {
     let mut stream = UnixStream::from_std(stream)?;
     match request {
         Request::Status => send(&mut stream, &(admin.report)()).await,
+        Request::Preview => send(&mut stream, &(admin.preview)()).await,
         Request::Import => {
             let directory =
                 directory.ok_or_else(|| io::Error::other("import came without a directory"))?;
@@ -309,8 +326,24 @@ impl Client {
         }
     }
 
+    /// The same where nothing can be done without an agent.
+    pub fn running(config: &Config) -> anyhow::Result<Self> {
+        Self::connect(config)
+            .context("cannot talk to the running agent; be root, the agent's own user, or in the group of its admin_socket")?
+            .with_context(|| {
+                format!(
+                    "no agent runs on {} (systemctl start edgeward)",
+                    config.state_directory.display()
+                )
+            })
+    }
+
     pub fn status(self) -> io::Result<Report> {
         self.ask(&Request::Status)
+    }
+
+    pub fn preview(self) -> io::Result<Preview> {
+        self.ask(&Request::Preview)
     }
 
     /// Overrides the routing of a model, or ends the override.
@@ -318,7 +351,7 @@ impl Client {
         self.ask(&Request::Route { model, routing })
     }
 
-    fn ask<T: for<'de> Deserialize<'de>>(mut self, request: &Request) -> io::Result<T> {
+    fn ask<T: DeserializeOwned>(mut self, request: &Request) -> io::Result<T> {
         self.stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
         self.stream.write_all(&serde_json::to_vec(request)?)?;
         let mut line = Vec::new();

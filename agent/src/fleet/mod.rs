@@ -29,10 +29,11 @@ use crate::worker::turns;
 use abort::AbortOnDrop;
 use admin::Admin;
 use board::{Board, chain};
+use departures::Departures;
 use identity::{Identity, TrustedClock};
 use job::Workshop;
 use metrics::FleetMetrics;
-use mqtt::{Link, LinkState};
+use mqtt::{Leaving, Link, LinkState};
 use reconcile::{ImportRequest, Membership, OverrideRequest, Reconciler, Wires};
 use state::StateDirectory;
 use transfer::ChunkCache;
@@ -44,6 +45,7 @@ pub mod board;
 pub mod boot;
 pub mod credentials;
 mod deadline;
+pub mod departures;
 pub mod goal;
 pub mod identity;
 pub mod job;
@@ -141,19 +143,31 @@ async fn begin(
     let (overrides, wanted_overrides) = mpsc::channel(PENDING_IMPORTS);
     let membership_clock = membership.as_ref().map(|m| m.clock.clone());
     let reconciler = Reconciler::new(workshop.clone(), membership, records, applied, absent);
+    // A device that is in no fleet still has to be shown to the person at its prompt.
+    let device: DeviceId = match &identity {
+        Some(identity) => identity.device.clone(),
+        None => "unenrolled".parse()?,
+    };
     let admin = Admin {
         board: board.clone(),
         imports: imports.clone(),
         overrides,
-        report: report(&workshop, identity.as_deref())?,
+        report: report(&workshop, identity.as_deref(), device.clone()),
+        preview: {
+            let workshop = workshop.clone();
+            Box::new(move || speaker::preview(&workshop, &device))
+        },
         shared: config.admin_socket.is_some(),
     };
+    let departures = Arc::new(Departures::new(&config, audit.clone()));
     let link = match (&identity, &config.fleet, online) {
         (Some(identity), Some(settings), true) => {
             let clock = membership_clock.unwrap_or_else(|| {
                 Arc::new(TrustedClock::new(identity.credentials.validity().begins))
             });
-            connection(identity, settings, clock, &board)
+            let leaving = departures.clone();
+            let leaving = move |topic: &str, payload: &[u8]| leaving.leaving(topic, payload);
+            connection(identity, settings, clock, &board, Box::new(leaving))
         }
         _ => None,
     };
@@ -181,6 +195,7 @@ async fn begin(
         overrides: wanted_overrides,
         engine_events: engine.subscribe(),
         stop: stopping,
+        departures,
     };
     let thread = std::thread::Builder::new()
         .name("fleet".to_owned())
@@ -235,6 +250,7 @@ struct Side {
     overrides: mpsc::Receiver<OverrideRequest>,
     engine_events: broadcast::Receiver<EngineEvent>,
     stop: watch::Receiver<bool>,
+    departures: Arc<Departures>,
 }
 
 impl Side {
@@ -279,6 +295,7 @@ impl Side {
                 error!(problem = %e, "a task of the fleet side ended in a panic");
             }
         }
+        self.departures.close();
     }
 }
 
@@ -296,6 +313,7 @@ fn connection(
     settings: &config::Fleet,
     clock: Arc<TrustedClock>,
     board: &Board,
+    leaving: Leaving,
 ) -> Option<Link> {
     let tls = match identity.tls(clock) {
         Ok(tls) => Arc::new(tls),
@@ -320,6 +338,7 @@ fn connection(
         standing_topic: Topic::Metadata(timestamp).in_fleet(&identity.fleet),
         presence_topic: Topic::Online(identity.device.clone()).in_fleet(&identity.fleet),
         presence: speaker::presence(board),
+        leaving,
     }))
 }
 
@@ -432,15 +451,11 @@ fn worker(served: ServedModel) -> admin::WorkerReport {
 fn report(
     workshop: &Arc<Workshop>,
     identity: Option<&Identity>,
-) -> anyhow::Result<Box<dyn Fn() -> admin::Report + Send + Sync>> {
+    device: DeviceId,
+) -> Box<dyn Fn() -> admin::Report + Send + Sync> {
     let workshop = workshop.clone();
     let credentials = identity.map(|identity| identity.credentials.clone());
-    // A device that is in no fleet still has to be shown to the person at its prompt.
-    let device: DeviceId = match identity {
-        Some(identity) => identity.device.clone(),
-        None => "unenrolled".parse()?,
-    };
-    Ok(Box::new(move || {
+    Box::new(move || {
         let facts = workshop.board.facts();
         workshop.engine.measure();
         admin::Report {
@@ -463,5 +478,5 @@ fn report(
             ),
             workers: workshop.engine.versions().into_iter().map(worker).collect(),
         }
-    }))
+    })
 }

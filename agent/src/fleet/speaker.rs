@@ -6,17 +6,20 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use edgeward_models::DeviceId;
 use edgeward_models::codec::{self, CodecError};
 use edgeward_models::fleet::signed::{self, Purpose};
 use edgeward_models::fleet::status::{Online, Phase, Status};
 use edgeward_models::fleet::topic::Topic;
 use tracing::warn;
 
+use super::admin::Preview;
 use super::board::{Board, chain};
 use super::identity::{Identity, IdentityError};
 use super::job::Workshop;
 use super::mqtt::{Link, LinkError, LinkState, Presence};
-use super::pause;
+use super::{pause, telemetry};
+use crate::config::Residency;
 
 /// Changes within this time are told together.
 const GATHER: Duration = Duration::from_millis(200);
@@ -54,19 +57,34 @@ pub fn presence(board: &Board) -> Presence {
     let message = |online: bool, reason: &'static str| {
         let boot_id = board.boot_id().to_owned();
         Box::new(move |session: u64| {
-            let message = Online {
-                online,
-                reason: reason.to_owned(),
-                boot_id: boot_id.clone(),
-                session,
-            };
+            let message = online_message(&boot_id, online, reason, session);
             codec::encode("presence", &message).unwrap_or_default()
         })
     };
     Presence {
-        born: message(true, "connected"),
+        born: message(true, BORN),
         lost: message(false, "connection lost"),
         stopped: message(false, "stopped"),
+    }
+}
+
+const BORN: &str = "connected";
+
+fn online_message(boot_id: &str, online: bool, reason: &str, session: u64) -> Online {
+    Online {
+        online,
+        reason: reason.to_owned(),
+        boot_id: boot_id.to_owned(),
+        session,
+    }
+}
+
+/// What would be told now, message by message.
+pub fn preview(workshop: &Workshop, device: &DeviceId) -> Preview {
+    Preview {
+        online: online_message(workshop.board.boot_id(), true, BORN, 1),
+        status: status(workshop, device.clone(), 1),
+        telemetry: telemetry::preview(workshop, device),
     }
 }
 
@@ -99,13 +117,7 @@ pub async fn speak(workshop: Arc<Workshop>, identity: Arc<Identity>, link: Link)
             // Told on the next connection.
             continue;
         }
-        let status = workshop.board.status(
-            identity.device.clone(),
-            sequence + 1,
-            &workshop.engine,
-            &workshop.audit,
-            workshop.state.free_bytes(),
-        );
+        let status = status(&workshop, identity.device.clone(), sequence + 1);
         if let Some((before, at)) = &told {
             let same = lasting(before) == lasting(&status);
             let progressed = phases(before) != phases(&status);
@@ -124,6 +136,21 @@ pub async fn speak(workshop: Arc<Workshop>, identity: Arc<Identity>, link: Link)
             }
         }
     }
+}
+
+/// The status as it is told to the fleet.
+pub fn status(workshop: &Workshop, device: DeviceId, sequence: u64) -> Status {
+    let mut status = workshop.board.status(
+        device,
+        sequence,
+        &workshop.engine,
+        &workshop.audit,
+        workshop.state.free_bytes(),
+    );
+    if workshop.config.residency == Residency::OnSite {
+        status.keep_words_back();
+    }
+    status
 }
 
 async fn publish(

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use edgeward_models::DeviceId;
 use edgeward_models::codec;
 use edgeward_models::fleet::signed::Purpose;
 use edgeward_models::fleet::telemetry::{FORMAT, Sample, TelemetryBatch};
@@ -92,6 +93,31 @@ pub async fn report(
         }
         reporter.tell();
     }
+}
+
+/// What would be sent if the interval ended now; `None` where nothing is.
+pub fn preview(workshop: &Workshop, device: &DeviceId) -> Option<TelemetryBatch> {
+    let settings = &workshop.config.telemetry;
+    let models = match settings.level {
+        TelemetryLevel::Off => return None,
+        TelemetryLevel::Health => Vec::new(),
+        TelemetryLevel::Metrics => workshop.engine.peek_samples(),
+    };
+    let figures = &workshop.board.figures;
+    let sample = Sample {
+        sequence: 1,
+        at: clock(),
+        interval_seconds: settings.interval_seconds,
+        models,
+        device: Resources::new().sample(workshop.state.root()),
+    };
+    Some(TelemetryBatch {
+        format: FORMAT,
+        device: device.clone(),
+        boot_id: workshop.board.boot_id().to_owned(),
+        samples: vec![sample],
+        dropped: figures.lost_samples.load(Ordering::Relaxed),
+    })
 }
 
 struct Reporter {

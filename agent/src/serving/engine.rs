@@ -260,6 +260,16 @@ impl Engine {
         samples
     }
 
+    /// What [`take_samples`](Self::take_samples) would say now.
+    pub fn peek_samples(&self) -> Vec<ModelSample> {
+        let mut samples = lock(&self.shared.parted).clone();
+        samples.extend(self.shared.versions().iter().map(|loaded| {
+            let manifest = loaded.manifest();
+            loaded.stats.peek_sample(&manifest.model, &manifest.version)
+        }));
+        samples
+    }
+
     /// Requests answered by the versions that serve now; the watchdog looks whether it grows.
     pub fn answered(&self) -> u64 {
         let count = |loaded: &Arc<Loaded>| loaded.stats.count(Outcome::Succeeded);

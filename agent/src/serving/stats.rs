@@ -233,24 +233,10 @@ impl Stats {
         }
     }
 
-    /// What happened since the last call. Callers who left are in no count: nobody refused or failed them.
+    /// What happened since the last call.
     pub(super) fn take_sample(&self, model: &ModelName, version: &Version) -> ModelSample {
         let mut interval = self.interval();
-        let count = |outcome: Outcome| interval.outcomes[outcome as usize];
-        let sample = ModelSample {
-            model: model.clone(),
-            version: version.clone(),
-            succeeded: count(Outcome::Succeeded),
-            refused: count(Outcome::Invalid)
-                + count(Outcome::Overloaded)
-                + count(Outcome::NotReady),
-            failed: count(Outcome::Deadline) + count(Outcome::Failed),
-            crashes: interval.crashes,
-            queue_p50_us: interval.queue.value_at_quantile(0.5),
-            queue_p99_us: interval.queue.value_at_quantile(0.99),
-            invoke_p50_us: interval.invoke.value_at_quantile(0.5),
-            invoke_p99_us: interval.invoke.value_at_quantile(0.99),
-        };
+        let sample = interval.sample(model, version);
         interval.outcomes = Default::default();
         interval.crashes = 0;
         interval.queue.reset();
@@ -265,8 +251,34 @@ impl Stats {
         sample
     }
 
+    /// What [`take_sample`](Self::take_sample) would say now.
+    pub(super) fn peek_sample(&self, model: &ModelName, version: &Version) -> ModelSample {
+        self.interval().sample(model, version)
+    }
+
     fn interval(&self) -> std::sync::MutexGuard<'_, Interval> {
         self.interval.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Interval {
+    /// Callers who left are in no count: nobody refused or failed them.
+    fn sample(&self, model: &ModelName, version: &Version) -> ModelSample {
+        let count = |outcome: Outcome| self.outcomes[outcome as usize];
+        ModelSample {
+            model: model.clone(),
+            version: version.clone(),
+            succeeded: count(Outcome::Succeeded),
+            refused: count(Outcome::Invalid)
+                + count(Outcome::Overloaded)
+                + count(Outcome::NotReady),
+            failed: count(Outcome::Deadline) + count(Outcome::Failed),
+            crashes: self.crashes,
+            queue_p50_us: self.queue.value_at_quantile(0.5),
+            queue_p99_us: self.queue.value_at_quantile(0.99),
+            invoke_p50_us: self.invoke.value_at_quantile(0.5),
+            invoke_p99_us: self.invoke.value_at_quantile(0.99),
+        }
     }
 }
 

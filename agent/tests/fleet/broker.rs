@@ -139,6 +139,7 @@ impl Party {
                 lost: Box::new(|session| format!("lost {session}").into_bytes()),
                 stopped: Box::new(|session| format!("stopped {session}").into_bytes()),
             },
+            leaving: Box::new(|_, _| Ok(())),
         });
         let (stop, stopping) = watch::channel(false);
         let running = tokio::spawn(link.clone().run(stopping));

@@ -54,6 +54,34 @@ pub struct Status {
     pub warnings: Vec<String>,
 }
 
+/// Stands for words that stay on the device.
+const KEPT_BACK: &str = "told on the device only (edgeward status)";
+
+impl Status {
+    /// Leaves names, numbers and states. Words may quote what a model or a driver wrote, which nobody can vouch for.
+    pub fn keep_words_back(&mut self) {
+        let keep_back = |words: &mut String| KEPT_BACK.clone_into(words);
+        self.last_error.iter_mut().for_each(keep_back);
+        self.warnings.truncate(1);
+        self.warnings.iter_mut().for_each(keep_back);
+        for model in &mut self.models {
+            model.reason.iter_mut().for_each(keep_back);
+            let beside = model.routing.iter_mut().flat_map(|r| &mut r.versions);
+            let mut served: Vec<_> = model.active.iter_mut().collect();
+            for version in beside {
+                version.reason.iter_mut().for_each(keep_back);
+                served.extend(&mut version.served);
+            }
+            for refused in served.into_iter().flat_map(|v| &mut v.refused_delegates) {
+                keep_back(&mut refused.reason);
+            }
+        }
+        if self.sandbox != "enforced" {
+            keep_back(&mut self.sandbox);
+        }
+    }
+}
+
 /// The desired state a device last applied for one of its groups.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppliedGroup {
@@ -141,5 +169,32 @@ impl Phase {
             Self::BackingOff => "backing-off",
             Self::Idle => "idle",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_kept_back_wherever_they_stand() {
+        let words = "what a driver wrote";
+        let refused = serde_json::json!([{"delegate": "npu", "reason": words}]);
+        let version = serde_json::json!({"version": "1.0.0", "release": 1, "delegate": "cpu", "delegated_nodes": 0,
+            "total_nodes": 3, "refused_delegates": refused});
+        let mut status: Status = serde_json::from_value(serde_json::json!({
+            "format": FORMAT, "device": "ct-1", "boot_id": "b", "sequence": 1, "at": 0, "agent_version": "0.1.0",
+            "groups": [], "timestamp_version": 1, "stale": false, "sandbox": words, "audit_length": 0,
+            "audit_head": Digest::of(b""), "disk_free_bytes": 0, "last_error": words, "warnings": [words, words],
+            "models": [{"model": "digits", "active": version, "phase": "active", "reason": words}],
+        }))
+        .expect("a status");
+        status.keep_words_back();
+        let text = serde_json::to_string(&status).expect("JSON");
+        assert!(!text.contains(words), "{text}");
+        assert_eq!(text.matches(KEPT_BACK).count(), 5, "{text}");
+        assert!(text.contains("\"npu\"") && text.contains("\"total_nodes\":3"));
+        let routing = "\"routing\":null";
+        assert!(text.contains(routing), "{text}");
     }
 }

@@ -11,7 +11,7 @@ use rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason, SubscribeReasonCode};
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tracing::debug;
 
-use super::{LinkError, OPERATION_TIMEOUT, OPERATIONS, Shared};
+use super::{LinkError, OPERATION_TIMEOUT, OPERATIONS, Settings, Shared};
 use crate::fleet::routes::Routes;
 
 /// What a packet holds beside topic and payload.
@@ -74,6 +74,7 @@ impl Connection {
 
     pub(super) async fn publish(
         &self,
+        settings: &Settings,
         topic: &str,
         payload: Vec<u8>,
         retain: bool,
@@ -89,6 +90,10 @@ impl Connection {
             });
         }
         let _permit = self.operations.acquire().await;
+        (settings.leaving)(topic, &payload).map_err(|reason| LinkError::Unrecorded {
+            topic: topic.to_owned(),
+            reason,
+        })?;
         let acknowledged = {
             let mut routes = self.routes();
             let acknowledged = routes.publish().ok_or(LinkError::Lost)?;

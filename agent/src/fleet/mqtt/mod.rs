@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use connection::Connection;
 use poison::Poisoned;
 use refusals::{Refusals, Request};
-pub use settings::{Presence, Settings};
+pub use settings::{Leaving, Presence, Settings};
 
 mod connection;
 mod poison;
@@ -54,6 +54,8 @@ pub enum LinkError {
     Poisoned(String),
     #[error("the broker did not answer about {0} in time")]
     Timeout(String),
+    #[error("a message for {topic} stays here, since it could not be recorded first: {reason}")]
+    Unrecorded { topic: String, reason: String },
 }
 
 /// A handle on whatever connection there is. Cheap to clone.
@@ -135,7 +137,8 @@ impl Link {
         retain: bool,
     ) -> Result<(), LinkError> {
         let connection = self.connection()?;
-        let published = connection.publish(topic, payload, retain).await;
+        let settings = &self.shared.settings;
+        let published = connection.publish(settings, topic, payload, retain).await;
         let refusals = &self.shared.refusals;
         refusals.noted(Request::Publish, topic, published)
     }

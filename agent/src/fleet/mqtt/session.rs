@@ -52,8 +52,17 @@ impl Link {
     /// One connection from its first packet to its end.
     async fn connect(&self, session: u64, stop: &mut watch::Receiver<bool>) -> End {
         let shared = &self.shared;
+        let will = (shared.settings.presence.lost)(session);
+        // The broker has it from the first packet on.
+        if let Err(reason) = (shared.settings.leaving)(&shared.settings.presence_topic, &will) {
+            let reason = format!("the last will could not be recorded: {reason}");
+            return End::Failed {
+                reason,
+                was_ready: false,
+            };
+        }
         let (client, event_loop) =
-            AsyncClient::new(shared.settings.options(session), CHANNEL_CAPACITY);
+            AsyncClient::new(shared.settings.options(will), CHANNEL_CAPACITY);
         let connection = Arc::new(Connection::new(client, shared.settings.max_packet_bytes));
         let polling = poll(event_loop, connection.clone(), shared.clone());
         let mut polling = AbortOnDrop(tokio::spawn(polling));
@@ -109,9 +118,8 @@ impl Link {
         let settings = &self.shared.settings;
         let payload = (settings.presence.stopped)(session);
         let goodbye = async {
-            let _ = connection
-                .publish(&settings.presence_topic, payload, true)
-                .await;
+            let topic = &settings.presence_topic;
+            let _ = connection.publish(settings, topic, payload, true).await;
             if connection.client.try_disconnect().is_ok() {
                 let _ = polling.await;
             }
@@ -179,7 +187,7 @@ async fn greet(shared: Arc<Shared>, connection: Arc<Connection>, session: u64) {
         if !born {
             let topic = &settings.presence_topic;
             let birth = (settings.presence.born)(session);
-            let published = connection.publish(topic, birth, true).await;
+            let published = connection.publish(settings, topic, birth, true).await;
             born = greeted(shared.refusals.noted(Request::Publish, topic, published));
         }
         if !subscribed {

@@ -26,7 +26,11 @@ pub struct Settings {
     /// Topic and payload of birth, last will and goodbye.
     pub presence_topic: String,
     pub presence: Presence,
+    /// Told of each message, by topic and payload, before it leaves; an error says why it may not.
+    pub leaving: Leaving,
 }
+
+pub type Leaving = Box<dyn Fn(&str, &[u8]) -> Result<(), String> + Send + Sync>;
 
 /// Makes presence messages; the number is the session's.
 pub struct Presence {
@@ -36,7 +40,7 @@ pub struct Presence {
 }
 
 impl Settings {
-    pub(super) fn options(&self, session: u64) -> MqttOptions {
+    pub(super) fn options(&self, will: Vec<u8>) -> MqttOptions {
         let mut options = MqttOptions::new(&self.client_id, &self.host, self.port);
         options
             .set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(
@@ -52,7 +56,7 @@ impl Settings {
             .set_outgoing_inflight_upper_limit(2 * OPERATIONS as u16)
             .set_last_will(LastWill::new(
                 &self.presence_topic,
-                (self.presence.lost)(session),
+                will,
                 QoS::AtLeastOnce,
                 true,
                 None,

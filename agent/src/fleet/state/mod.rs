@@ -12,6 +12,7 @@
 //! outbox/                       telemetry that waits
 //! audit.log audit/              the audit log: its newest file, and those before it
 //! inferences.log inferences/    inference records, in the same form
+//! departures.log departures/    what left the device, in the same form
 //! usage/                        what callers used, month by month
 //! delegate-caches/              `serving::driver_caches`'s: what drivers compiled
 //! ```

@@ -32,20 +32,29 @@ pub const INFERENCES: Book = Book {
     archive: "inferences",
 };
 
+/// Every message that left the device.
+pub const DEPARTURES: Book = Book {
+    name: "departures",
+    file: "departures.log",
+    archive: "departures",
+};
+
 /// The logs as the command line names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Which {
     Security,
     Inferences,
+    Departures,
 }
 
 impl Which {
-    pub const ALL: [Self; 2] = [Self::Security, Self::Inferences];
+    pub const ALL: [Self; 3] = [Self::Security, Self::Inferences, Self::Departures];
 
     pub fn book(self) -> Book {
         match self {
             Self::Security => SECURITY,
             Self::Inferences => INFERENCES,
+            Self::Departures => DEPARTURES,
         }
     }
 }

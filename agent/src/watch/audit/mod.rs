@@ -13,13 +13,15 @@ use edgeward_models::Digest;
 use edgeward_models::durable::DurableError;
 use serde_json::{Value, json};
 
-pub use book::{Book, CHECKPOINT_EVENT, INFERENCES, SECURITY, Which};
+pub use book::{Book, CHECKPOINT_EVENT, DEPARTURES, INFERENCES, SECURITY, Which};
 pub use chain::{Chain, Limits, New};
 pub use segment::Entry;
+pub use side_log::SideLog;
 
 mod book;
 mod chain;
 mod segment;
+mod side_log;
 #[cfg(test)]
 mod tests;
 pub mod verify;

@@ -1,9 +1,7 @@
 //! The thread that writes inference records and settles accounts; the only one that waits for the disk.
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use edgeward_models::durable::DurableError;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use tracing::{error, info};
@@ -12,7 +10,7 @@ use super::caller::{Caller, Line};
 use super::{COMMIT_AFTER, COMMIT_RECORDS, MINUTE, Record, Shared};
 use crate::config::{Config, InferenceRecords};
 use crate::serving::Outcome;
-use crate::watch::audit::{Audit, Chain, INFERENCES, Limits, New};
+use crate::watch::audit::{Audit, INFERENCES, New, SideLog};
 use crate::watch::usage::{self, Months};
 use crate::worker::turns;
 
@@ -21,27 +19,15 @@ const EVENT: &str = "inference";
 const MINUTE_EVENT: &str = "inference-minute";
 /// Records that could not be written.
 pub(super) const LOST_EVENT: &str = "inferences-lost";
-/// The head of the log is recorded in the security log at most this often while it grows, and at the end.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(3600);
 
 pub(super) struct Writer {
     mode: InferenceRecords,
-    directory: PathBuf,
-    limits: Limits,
-    /// Absent while it cannot be opened; tried again with each commit.
-    chain: Option<Chain>,
-    audit: Audit,
+    /// Absent where nothing is to be recorded.
+    log: Option<SideLog>,
     months: Months,
     lost: u64,
     /// Whether the last write failed: said once.
     failing: bool,
-    checkpoint: Checkpoint,
-}
-
-/// The newest one.
-struct Checkpoint {
-    at: Instant,
-    entries: u64,
 }
 
 /// What is to be done.
@@ -87,27 +73,16 @@ impl Shared {
 
 impl Writer {
     pub(super) fn new(config: &Config, audit: Audit) -> Self {
-        let mut writer = Self {
-            mode: config.audit.inference,
-            directory: config.state_directory.clone(),
-            limits: Limits::of_bytes(config.audit.inference_bytes),
-            chain: None,
-            audit,
-            months: Months::new(&config.state_directory),
+        let (directory, bytes) = (&config.state_directory, config.audit.inference_bytes);
+        let mode = config.audit.inference;
+        Self {
+            mode,
+            log: (mode != InferenceRecords::Off)
+                .then(|| SideLog::new(directory, INFERENCES, bytes, audit)),
+            months: Months::new(directory),
             lost: 0,
             failing: false,
-            checkpoint: Checkpoint {
-                at: Instant::now(),
-                entries: 0,
-            },
-        };
-        if writer.mode != InferenceRecords::Off {
-            // Opened at once, so that damage is found at the start; if it cannot be, that is said with a commit.
-            if let Ok(chain) = writer.chain() {
-                writer.checkpoint.entries = chain.head().0;
-            }
         }
-        writer
     }
 
     pub(super) fn run(mut self, shared: &Shared) {
@@ -133,7 +108,9 @@ impl Writer {
                 self.settle(accounts.iter().map(|(caller, line)| row(caller, line)));
             }
             self.commit(entries);
-            self.check_point(work.stop);
+            if let Some(log) = &mut self.log {
+                log.check_point(work.stop);
+            }
             if work.stop {
                 return;
             }
@@ -142,13 +119,11 @@ impl Writer {
 
     fn commit(&mut self, entries: Vec<New>) {
         let count = entries.len() as u64;
-        if count == 0 {
+        let Some(log) = self.log.as_mut().filter(|_| count > 0) else {
             return;
-        }
+        };
         let lost = (self.lost > 0).then(|| New::now(LOST_EVENT, json!({"records": self.lost})));
-        let written = self
-            .chain()
-            .and_then(|chain| chain.append(lost.into_iter().chain(entries)));
+        let written = log.append(lost.into_iter().chain(entries));
         match written {
             Ok(()) => {
                 self.lost = 0;
@@ -165,38 +140,9 @@ impl Writer {
         }
     }
 
-    fn chain(&mut self) -> Result<&mut Chain, DurableError> {
-        match &mut self.chain {
-            Some(chain) => Ok(chain),
-            none => {
-                let chain = Chain::open(&self.directory, INFERENCES, self.limits)?;
-                Ok(none.insert(chain))
-            }
-        }
-    }
-
     fn settle(&mut self, rows: impl Iterator<Item = usage::Row>) {
         if let Err(problem) = self.months.add(rows) {
             error!(%problem, "the month's usage could not be written; it is kept and tried again with the next minute");
-        }
-    }
-
-    fn check_point(&mut self, last: bool) {
-        let Some(head) = self.chain.as_ref().map(Chain::head) else {
-            return;
-        };
-        let due = last || self.checkpoint.at.elapsed() >= CHECKPOINT_EVERY;
-        if !due || head.0 == self.checkpoint.entries {
-            return;
-        }
-        match self.audit.checkpoint(INFERENCES, head) {
-            Ok(()) => {
-                self.checkpoint = Checkpoint {
-                    at: Instant::now(),
-                    entries: head.0,
-                }
-            }
-            Err(problem) => error!(%problem, "no checkpoint of the inference log"),
         }
     }
 }
