@@ -5,6 +5,7 @@
 
 mod check;
 mod explain;
+mod maintenance;
 mod models;
 mod rates;
 
@@ -19,6 +20,7 @@ use serde::Deserialize;
 
 pub use check::Problem;
 pub use explain::{Located, explain};
+pub use maintenance::Maintenance;
 pub use models::{Batching, ModelSettings};
 pub use rates::{CallerRates, Rate};
 
@@ -48,6 +50,8 @@ pub struct Config {
     pub sandbox: Sandbox,
     /// Absent until the device is enrolled and told to connect: the agent then serves what it has.
     pub fleet: Option<Fleet>,
+    /// When new versions may be taken.
+    pub maintenance: Maintenance,
     pub trust: Trust,
     pub telemetry: Telemetry,
     pub audit: Audit,
@@ -71,6 +75,7 @@ impl Default for Config {
             models: BTreeMap::new(),
             sandbox: Sandbox::Enforced,
             fleet: None,
+            maintenance: Maintenance::default(),
             trust: Trust::default(),
             telemetry: Telemetry::default(),
             audit: Audit::default(),
@@ -561,6 +566,8 @@ mod tests {
         let digits = &all.models[&"digits".parse().expect("name")];
         assert_eq!(digits.idle_limit(), Some(Duration::from_secs(600)));
         assert!(!digits.pinned);
+        assert_eq!(all.maintenance.windows.len(), 2);
+        assert!(all.maintenance.time_zone.is_some());
         let batching = digits.batching.as_ref().expect("batching");
         assert_eq!(
             (batching.max_delay_us, batching.preferred_sizes.len()),

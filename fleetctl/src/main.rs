@@ -8,6 +8,7 @@ mod carrier;
 mod claims;
 mod commands;
 mod devices;
+mod history;
 mod home;
 mod link;
 mod memory;

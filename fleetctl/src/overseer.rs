@@ -73,6 +73,21 @@ pub async fn watch(
     ending::tell(&overseer, &end, waiting).await
 }
 
+/// Oversees all rollouts, for ever.
+pub async fn control(operator: &Operator) -> Result<()> {
+    let mut overseer = Overseer::new(operator, None);
+    loop {
+        let Err(error) = overseer.oversee().await else {
+            return Ok(());
+        };
+        // Another operator's newer repository, a key that is not here, a broker that refuses: a person must look, and
+        // what stands goes on meanwhile.
+        operator.printer.warn(&format!("{error:#}; trying again"));
+        overseer.read_at.clear();
+        tokio::time::sleep(jittered(LONGEST_PAUSE)).await;
+    }
+}
+
 impl<'a> Overseer<'a> {
     fn new(operator: &'a Operator, only: Option<Rollout>) -> Self {
         Self {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use edgeward_models::fleet::health::Soak;
 use edgeward_models::fleet::rollout::{Wish, Withdrawn};
 use edgeward_models::fleet::status::{Phase, Status};
@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use rand::Rng;
 use serde::Serialize;
 
+use crate::history;
 use crate::operator::Operator;
 use crate::printer::plain;
 
@@ -27,6 +28,25 @@ pub struct Rollout {
     pub wish: Wish,
     pub waves: Waves,
     pub members: BTreeSet<DeviceId>,
+}
+
+/// There is no such rollout, or it is another one by now.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "no rollout of {model} in waves is under way in group {group}; `fleetctl rollout list` shows those that are"
+)]
+pub struct NotUnderWay {
+    group: GroupName,
+    model: ModelName,
+}
+
+impl NotUnderWay {
+    pub fn of(group: &GroupName, model: &ModelName) -> Self {
+        Self {
+            group: group.clone(),
+            model: model.clone(),
+        }
+    }
 }
 
 /// What a device has made of a rollout.
@@ -142,6 +162,15 @@ impl Rollout {
     }
 }
 
+/// For whom a version is by now, if not for everybody.
+pub fn share(wish: &Wish) -> String {
+    match (&wish.waves, wish.percent) {
+        (Some(waves), _) => format!(" (wave {} of {})", waves.open, waves.count()),
+        (None, 100..) => String::new(),
+        (None, percent) => format!(" ({percent} %)"),
+    }
+}
+
 pub fn tally(outcomes: &BTreeMap<DeviceId, Outcome>) -> Tally {
     let mut tally = Tally::default();
     for outcome in outcomes.values() {
@@ -155,11 +184,12 @@ pub fn tally(outcomes: &BTreeMap<DeviceId, Outcome>) -> Tally {
     tally
 }
 
-/// Signs and publishes a change to a rollout in waves.
+/// Signs and publishes a change to a rollout in waves; `what` names it.
 pub async fn revise(
     operator: &Operator,
     group: &GroupName,
     model: &ModelName,
+    what: &str,
     change: impl FnOnce(&Repository, &Rollout) -> Result<Wish>,
 ) -> Result<Wish> {
     let mut repository = operator.repository()?;
@@ -171,6 +201,8 @@ pub async fn revise(
     let wish = change(&repository, &rollout)?;
     desired.sequence += 1;
     desired.models.insert(model.clone(), wish.clone());
+    let (version, share) = (&rollout.wish.version, share(&wish));
+    history::remember(&mut desired, format!("{what} {model} {version}{share}"));
     repository.set_desired(&desired)?;
     let publication = repository.commit(&operator.keys(&repository)?, Timestamp::now())?;
     operator
@@ -183,12 +215,9 @@ pub async fn revise(
 pub fn find(repository: &Repository, group: &GroupName, model: &ModelName) -> Result<Rollout> {
     let mut rollouts = under_way(repository)?;
     rollouts.retain(|rollout| rollout.group == *group && rollout.model == *model);
-    let Some(rollout) = rollouts.pop() else {
-        bail!(
-            "no rollout of {model} in waves is under way in group {group}; `fleetctl rollout list` shows those that are"
-        );
-    };
-    Ok(rollout)
+    Ok(rollouts
+        .pop()
+        .ok_or_else(|| NotUnderWay::of(group, model))?)
 }
 
 /// The wish that takes a rollout back: the whole group runs what it ran before. Where it ran nothing, the rollout

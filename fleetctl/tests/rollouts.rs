@@ -3,6 +3,7 @@
 mod desk;
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use desk::{Desk, Device, Said, sample, text};
 use edgeward_models::fleet::health::Soak;
@@ -181,4 +182,97 @@ fn waves_that_make_no_sense_are_refused_before_anything_is_signed() {
         assert!(said.err.contains(words), "{arguments:?}: {}", said.err);
     }
     assert_eq!(wish(&desk), Value::Null);
+}
+
+/// Asks until it is so; panics with what was there at last.
+fn until(what: &str, mut probe: impl FnMut() -> Result<(), String>) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while let Err(last) = probe() {
+        assert!(Instant::now() < end, "waited for {what}: {last}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_controller_widens_all_rollouts_whenever_it_runs_and_the_history_says_who_did_what() {
+    let (desk, devices) = ward(&["ct-1", "ct-2", "ct-3"]);
+    push(&desk, "digits-1.0.0", &["--no-wait"]).expect(0);
+    let waves = ["--canary", "ct-1", "--waves", "100%", "--no-wait"];
+    let version = |sequence: u64, major| {
+        for device in devices.values() {
+            device.says(&device.status(sequence, 1, Some(major), major, Phase::Active));
+        }
+    };
+    version(1, 1);
+
+    // What would change is shown, and nothing is signed for that.
+    let before = desk.run(&["rollout", "list", "--json"]).expect(0).json();
+    let dry = push(
+        &desk,
+        "digits-2.0.0",
+        &["--waves", "1", "--dry-run", "--json"],
+    );
+    let dry = dry.expect(0).json();
+    let rows = dry["differences"].as_array().expect("rows");
+    assert_eq!(rows.len(), 3, "{dry}");
+    assert_eq!(
+        rows.iter().filter(|row| row["now"] == true).count(),
+        1,
+        "{dry}"
+    );
+    assert_eq!(
+        desk.run(&["rollout", "list", "--json"]).expect(0).json(),
+        before
+    );
+    let said = desk.run(&["diff", GROUP]).expect(0);
+    assert!(said.err.contains("all 3 devices"), "{}", said.err);
+
+    push(&desk, "digits-2.0.0", &waves).expect(0);
+    let rollout = under_way(&desk);
+    let table = desk.run(&["diff", GROUP]).expect(0).out;
+    for (device, when) in [("ct-1", "now"), ("ct-2", "later")] {
+        let line = table.lines().find(|line| line.contains(device));
+        let line = line.unwrap_or_else(|| panic!("{table}"));
+        let words: Vec<_> = line.split_whitespace().collect();
+        assert_eq!(words, [device, "digits", "1.0.0", "2.0.0", when], "{table}");
+    }
+    drop(desk.start_controller());
+    let running = desk.start_controller();
+    assert_eq!(
+        under_way(&desk)["moving"],
+        1,
+        "nothing is known of ct-1 yet"
+    );
+    is_well(&devices["ct-1"], 2, &rollout);
+    until("the second wave", || match &under_way(&desk)["moving"] {
+        moving if *moving == 3 => Ok(()),
+        moving => Err(moving.to_string()),
+    });
+    // Whatever another one missed, it finds.
+    drop(running);
+    is_well(&devices["ct-2"], 2, &rollout);
+    is_well(&devices["ct-3"], 2, &rollout);
+    let _running = desk.start_controller();
+    until("the end", || match &wish(&desk)["waves"] {
+        Value::Null => Ok(()),
+        waves => Err(waves.to_string()),
+    });
+    assert_eq!(wish(&desk)["version"], "2.0.0");
+
+    let history = desk.run(&["history", GROUP, "--json"]).expect(0).json();
+    let changes = history["changes"].as_array().expect("changes");
+    let what = changes.iter().map(|c| c["what"].as_str().expect("words"));
+    assert_eq!(
+        what.collect::<Vec<_>>(),
+        [
+            "push digits 1.0.0",
+            "push digits 2.0.0 (wave 1 of 2)",
+            "widen digits 2.0.0 (wave 2 of 2)",
+            "complete digits 2.0.0",
+        ]
+    );
+    assert!(
+        changes.iter().all(|c| c["by"] == "night shift"),
+        "{history}"
+    );
 }

@@ -59,7 +59,7 @@ async fn start(
         match job.load(model.clone(), active.clone(), Role::Active).await {
             Ok(ready) => {
                 info!(%model, version = %active.version, "version active again after the start");
-                activate(workshop, model, ready);
+                activate(workshop, model, ready, false);
                 return None;
             }
             Err(e) => failure = Some(e),
@@ -98,11 +98,14 @@ async fn start(
     Some(Err((model.clone(), failure)))
 }
 
-/// Routes requests to a proven version.
-pub fn activate(workshop: &Workshop, model: &ModelName, ready: Ready) {
+/// Routes requests to a proven version; while it is `watched`, the one before stays at hand.
+pub fn activate(workshop: &Workshop, model: &ModelName, ready: Ready, watched: bool) {
     // The engine's tasks belong on the runtime that serves.
     let _serving = workshop.serving.enter();
-    workshop.engine.activate(ready.prepared);
+    match watched {
+        true => workshop.engine.activate_watched(ready.prepared),
+        false => workshop.engine.activate(ready.prepared),
+    }
     workshop.board.model(model, |line| {
         line.phase = Phase::Active;
         line.reason = None;
@@ -144,7 +147,7 @@ fn put_back(
         .write_record(model, &record)
         .map_err(|e| device(&e))?;
     warn!(%model, version = %ready.pointer.version, failed = %failed.version, reason, "previous version put back");
-    activate(workshop, model, ready);
+    activate(workshop, model, ready, false);
     workshop.board.model(model, |line| {
         line.previous = None;
         line.soak = record.soak_state();

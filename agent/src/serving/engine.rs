@@ -311,7 +311,11 @@ impl Shared {
 
     pub(super) fn versions(&self) -> Vec<Arc<Loaded>> {
         let routes = self.read_routes();
-        let mut versions: Vec<_> = routes.values().flat_map(Versions::all).cloned().collect();
+        let loaded = |versions: &'_ Versions| {
+            let all = versions.all().chain(versions.standby());
+            all.cloned().collect::<Vec<_>>()
+        };
+        let mut versions: Vec<_> = routes.values().flat_map(loaded).collect();
         drop(routes);
         versions.sort_by(|a, b| by_name(a.manifest(), b.manifest()));
         versions

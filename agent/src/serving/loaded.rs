@@ -156,6 +156,16 @@ impl Loaded {
         !matches!(self.read().stand, Stand::Down(_))
     }
 
+    /// Whether a request that comes now would be answered: a worker whose death nobody has taken note of yet answers
+    /// none.
+    pub(super) fn answers(&self) -> bool {
+        match &self.read().stand {
+            Stand::Serving(worker) => !worker.is_gone(),
+            Stand::Unloaded(_) => true,
+            Stand::Down(_) => false,
+        }
+    }
+
     pub(super) fn worker(&self) -> Option<Worker> {
         match &self.read().stand {
             Stand::Serving(worker) => Some(worker.clone()),

@@ -23,7 +23,7 @@ impl Engine {
     /// version.
     pub fn resolve(&self, model: &str, version: Option<&str>) -> Result<Served, ServeError> {
         self.find(model, |versions| {
-            let active = || versions.active();
+            let active = || versions.answering();
             let found = match version {
                 Some(text) => versions.named(text)?,
                 None => active().ok_or_else(|| self.shared.not_served(model))?,
@@ -98,9 +98,52 @@ impl Engine {
     /// Routes new requests to `prepared`; the version before finishes what it has and is unloaded, unless it is to
     /// be served beside this one.
     pub fn activate(&self, prepared: Prepared) {
+        self.make_active(prepared, false);
+    }
+
+    /// The same for a version that is being watched: the one before stays loaded and answers whenever this one's
+    /// worker is down, until [`put_back`](Self::put_back) or [`let_go`](Self::let_go).
+    pub fn activate_watched(&self, prepared: Prepared) {
+        self.make_active(prepared, true);
+    }
+
+    /// The version before becomes active again, if it is this one and still loaded. Whether it did.
+    pub fn put_back(&self, model: &ModelName, version: &Version) -> bool {
+        let kept = |versions: &Versions| {
+            let standby = versions
+                .standby()
+                .map(|kept| kept.manifest().version.clone());
+            standby.as_ref() == Some(version)
+        };
+        let mut put_back = false;
+        self.change(model, |versions| {
+            put_back = kept(versions);
+            versions.put_back(version)
+        });
+        if put_back {
+            info!(%model, %version, "version active again");
+        }
+        put_back
+    }
+
+    /// Whether this version is kept loaded for the case that the active one fails.
+    pub fn keeps(&self, model: &ModelName, version: &Version) -> bool {
+        let routes = self.shared.read_routes();
+        let kept = routes.get(model.as_str()).and_then(Versions::standby);
+        kept.is_some_and(|kept| kept.manifest().version == *version)
+    }
+
+    /// The active version is good: the one before finishes what it has and is unloaded.
+    pub fn let_go(&self, model: &ModelName) {
+        self.change(model, Versions::let_go);
+    }
+
+    fn make_active(&self, prepared: Prepared, watched: bool) {
         let loaded = self.supervised(prepared);
         let manifest = loaded.manifest().clone();
-        self.change(&manifest.model, |versions| versions.activate(loaded));
+        self.change(&manifest.model, |versions| {
+            versions.activate(loaded, watched)
+        });
         // Only now: between the two it would be unknown.
         self.shared.write_lacking().remove(&manifest.model);
         info!(model = %manifest.model, version = %manifest.version, "version active");

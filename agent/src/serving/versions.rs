@@ -21,6 +21,8 @@ const QUOTED: usize = 80;
 pub(super) struct Versions {
     model: ModelName,
     active: Option<Arc<Loaded>>,
+    /// The one that was active before, kept while the active one is being watched: it answers when that one cannot.
+    standby: Option<Arc<Loaded>>,
     beside: Vec<Arc<Loaded>>,
     /// What is wanted beside the active version, and how requests find it.
     routing: Routing,
@@ -38,6 +40,7 @@ impl Versions {
         Self {
             model,
             active: None,
+            standby: None,
             beside: Vec::new(),
             routing: Routing::default(),
             split: Split::default(),
@@ -52,6 +55,18 @@ impl Versions {
 
     pub(super) fn active(&self) -> Option<&Arc<Loaded>> {
         self.active.as_ref()
+    }
+
+    /// What answers a request for the active version now.
+    pub(super) fn answering(&self) -> Option<&Arc<Loaded>> {
+        let able = |loaded: &&Arc<Loaded>| loaded.answers();
+        let active = self.active.as_ref();
+        let standby = || self.standby.as_ref().filter(able);
+        active.filter(able).or_else(standby).or(active)
+    }
+
+    pub(super) fn standby(&self) -> Option<&Arc<Loaded>> {
+        self.standby.as_ref()
     }
 
     pub(super) fn beside(&self) -> &[Arc<Loaded>] {
@@ -69,21 +84,40 @@ impl Versions {
     }
 
     /// Makes a version the active one. Returns those that are not served any more: the active one before, unless it
-    /// is wanted beside, and what was loaded of this version so far.
-    pub(super) fn activate(&mut self, loaded: Arc<Loaded>) -> Vec<Arc<Loaded>> {
+    /// is wanted beside or to be kept (`watched`), and what was loaded of this version so far.
+    pub(super) fn activate(&mut self, loaded: Arc<Loaded>, watched: bool) -> Vec<Arc<Loaded>> {
         let version = loaded.manifest().version.clone();
         let mut gone = self.take_beside(&version);
+        gone.extend(self.standby.take());
         if let Some(before) = self.active.replace(loaded) {
             let other = &before.manifest().version;
             if *other != version && self.routing.wants(other) {
                 self.lacking.remove(other);
                 self.beside.push(before);
+            } else if *other != version && watched {
+                self.standby = Some(before);
             } else {
                 gone.push(before);
             }
         }
         self.lacking.remove(&version);
         gone
+    }
+
+    /// Makes the version that was kept the active one again, if it is this one.
+    pub(super) fn put_back(&mut self, version: &Version) -> Vec<Arc<Loaded>> {
+        let kept = self
+            .standby
+            .take_if(|kept| kept.manifest().version == *version);
+        match kept {
+            Some(kept) => self.active.replace(kept).into_iter().collect(),
+            None => Vec::new(),
+        }
+    }
+
+    /// Keeps no version any more for the case that the active one fails.
+    pub(super) fn let_go(&mut self) -> Vec<Arc<Loaded>> {
+        self.standby.take().into_iter().collect()
     }
 
     /// Serves a version beside the active one, unless it is not wanted there (any more). Returns what is not served
@@ -124,7 +158,8 @@ impl Versions {
 
     /// Ends all of it.
     pub(super) fn take_all(self) -> Vec<Arc<Loaded>> {
-        self.active.into_iter().chain(self.beside).collect()
+        let active = self.active.into_iter().chain(self.standby);
+        active.chain(self.beside).collect()
     }
 
     fn take_beside(&mut self, version: &Version) -> Vec<Arc<Loaded>> {
@@ -144,7 +179,7 @@ impl Versions {
             let loaded = self.all().find(|l| l.manifest().version == *version);
             loaded.filter(|loaded| loaded.ready())
         };
-        self.split.choose(key, able).or(self.active.as_ref())
+        self.split.choose(key, able).or_else(|| self.answering())
     }
 
     pub(super) fn shadow(&self) -> Option<&Arc<Shadow>> {

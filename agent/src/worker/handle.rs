@@ -230,6 +230,11 @@ impl Worker {
         Ok(())
     }
 
+    /// Whether the process has ended: true before any request fails of it.
+    pub fn is_gone(&self) -> bool {
+        self.handle.supervisor.is_gone()
+    }
+
     /// Requests that hold a slot now.
     pub fn in_flight(&self) -> usize {
         self.handle.supervisor.in_flight()

@@ -16,10 +16,11 @@ use serde::Serialize;
 
 use crate::carrier::Standing;
 use crate::devices::Device;
+use crate::history;
 use crate::operator::Operator;
 use crate::overseer;
 use crate::printer::table;
-use crate::rollouts::new_rollout;
+use crate::rollouts::{self, new_rollout};
 use crate::watch::{self, Outcome, Wanted, Watch, What};
 use crate::{FAILED, REFUSED};
 
@@ -57,6 +58,8 @@ pub struct Waiting {
 
 /// What a group is asked for.
 pub struct Asked<'a> {
+    /// By which command.
+    pub verb: &'static str,
     pub model: &'a ModelName,
     pub version: &'a Version,
     pub release: u64,
@@ -73,6 +76,7 @@ pub fn wish(
     asked: Asked<'_>,
 ) -> Result<DesiredState> {
     let Asked {
+        verb,
         model,
         version,
         release,
@@ -107,7 +111,9 @@ pub fn wish(
         health,
         ..Wish::new(version.clone(), release, rollout)
     };
+    let share = rollouts::share(&wish);
     desired.models.insert(model.clone(), wish);
+    history::remember(&mut desired, format!("{verb} {model} {version}{share}"));
     Ok(desired)
 }
 

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::operator::{Operator, is_broken_link};
 use crate::printer::{Printer, table};
+use crate::rollouts;
 
 /// Put devices into groups and show them
 #[derive(Debug, Subcommand)]
@@ -188,14 +189,9 @@ impl List {
         for (group, devices) in &groups {
             let desired = repository.desired(group)?;
             let (models, routing) = desired.map(|d| (d.models, d.routing)).unwrap_or_default();
-            let wishes = models.iter().map(|(model, wish)| {
-                let share = match (&wish.waves, wish.percent) {
-                    (Some(waves), _) => format!(" (wave {} of {})", waves.open, waves.count()),
-                    (None, 100..) => String::new(),
-                    (None, percent) => format!(" ({percent} %)"),
-                };
-                format!("{model} {}{share}", wish.version)
-            });
+            let wishes = models
+                .iter()
+                .map(|(model, wish)| format!("{model} {}{}", wish.version, rollouts::share(wish)));
             let routing = routing
                 .iter()
                 .map(|(model, routing)| format!("{model} {routing}"));

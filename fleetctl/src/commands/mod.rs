@@ -15,10 +15,13 @@ mod broker;
 mod broker_config;
 pub mod change;
 mod claim;
+mod controller;
 mod device;
+mod diff;
 mod doctor;
 mod export;
 mod group;
+mod history;
 mod init;
 mod key;
 mod package;
@@ -86,6 +89,9 @@ enum Verb {
     Route(route::Args),
     #[command(subcommand)]
     Rollout(rollout::Verb),
+    Controller(controller::Args),
+    Diff(diff::Args),
+    History(history::Args),
     Status(status::Args),
     Sync(sync::Args),
     Refresh(refresh::Args),
@@ -117,6 +123,9 @@ impl Cli {
             Verb::Rollback(args) => args.run(&home, printer).await,
             Verb::Route(args) => args.run(&home, printer).await,
             Verb::Rollout(verb) => verb.run(&home, printer).await,
+            Verb::Controller(args) => args.run(&home, printer).await,
+            Verb::Diff(args) => args.run(&home, printer).await,
+            Verb::History(args) => args.run(&home, printer),
             Verb::Status(args) => args.run(&home, printer).await,
             Verb::Sync(args) => args.run(&home, printer).await,
             Verb::Refresh(args) => args.run(&home, printer).await,

@@ -21,7 +21,7 @@ pub struct Plan {
         long,
         value_name = "SIZE,…",
         value_delimiter = ',',
-        conflicts_with = "percent"
+        conflicts_with_all = ["percent", "label"]
     )]
     waves: Vec<Size>,
     /// Devices that go before all others, in a wave of their own
@@ -29,7 +29,7 @@ pub struct Plan {
         long,
         value_name = "DEVICE,…",
         value_delimiter = ',',
-        conflicts_with = "percent"
+        conflicts_with_all = ["percent", "label"]
     )]
     canary: Vec<DeviceId>,
     /// Each further wave waits for `fleetctl rollout advance`
@@ -41,7 +41,8 @@ pub struct Plan {
     /// How many devices must have an outcome before that share counts; it always does at a wave's end
     #[arg(long, value_name = "N", default_value_t = 1)]
     min_devices: u32,
-    /// A device that says nothing for so long counts as failed; jitter and soak are not counted
+    /// A device that has no outcome for so long counts as failed; jitter and soak are not counted. Longer than devices
+    /// wait for their maintenance windows
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     silence: u32,
     /// When the whole rollout must be over; it is halted otherwise

@@ -5,11 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use edgeward_models::Manifest;
+use edgeward_models::fleet::rollout::DesiredState;
 use edgeward_models::name::{GroupName, LabelName, ModelName, Version};
 use edgeward_models::package::{Package, TfliteOptions};
 use edgeward_models::sign::Repository;
 
 use super::change::{self, Asked, Pace};
+use super::diff;
 use super::plan::Plan;
 use super::route;
 use crate::operator::Operator;
@@ -62,6 +64,9 @@ pub struct Args {
     plan: Plan,
     #[command(flatten)]
     waiting: change::Waiting,
+    /// Sign and publish nothing; show which devices would run something else
+    #[arg(long, conflicts_with_all = ["label", "offline"])]
+    dry_run: bool,
 }
 
 impl Args {
@@ -76,8 +81,14 @@ impl Args {
             true => None,
             false => Some(operator.standing(&repository).await?),
         };
-        let manifest = stage(&mut repository, &package)?;
+        let (manifest, new) = numbered(&repository, &package)?;
         let before = repository.desired(&self.group)?;
+        warn_of_changes(printer, &repository, before.as_ref(), &manifest)?;
+        if new && !self.dry_run {
+            repository
+                .add_version(&manifest, package.files())
+                .with_context(|| format!("cannot add {} {}", manifest.model, manifest.version))?;
+        }
         if let Some(label) = self.label {
             let label = (label, manifest.version);
             let group = &self.group;
@@ -87,6 +98,7 @@ impl Args {
                 .await;
         }
         let asked = Asked {
+            verb: "push",
             model: &manifest.model,
             version: &manifest.version,
             release: manifest.release,
@@ -95,6 +107,9 @@ impl Args {
             waves: self.plan.waves(&repository, &self.group, &self.pace)?,
         };
         let desired = change::wish(before, &self.group, asked)?;
+        if self.dry_run {
+            return diff::show(&operator, repository, &desired, self.waiting.json).await;
+        }
         change::carry_out(
             &operator,
             repository,
@@ -137,8 +152,8 @@ impl Args {
     }
 }
 
-/// Adds the version to the repository, unless it is there; returns its manifest as signed.
-fn stage(repository: &mut Repository, package: &Package) -> Result<Manifest> {
+/// The manifest as it is or will be signed, with its release; whether the version is new.
+fn numbered(repository: &Repository, package: &Package) -> Result<(Manifest, bool)> {
     let mut manifest = package.manifest().clone();
     if let Some(signed) = repository.manifest(&manifest.model, &manifest.version)? {
         manifest.release = signed.release;
@@ -149,11 +164,29 @@ fn stage(repository: &mut Repository, package: &Package) -> Result<Manifest> {
                 manifest.version
             );
         }
-        return Ok(signed);
+        return Ok((signed, false));
     }
     manifest.release = repository.next_release(&manifest.model)?;
-    repository
-        .add_version(&manifest, package.files())
-        .with_context(|| format!("cannot add {} {}", manifest.model, manifest.version))?;
-    Ok(manifest)
+    Ok((manifest, true))
+}
+
+/// Callers notice when a version takes other tensors than the one before; a device that proves it does not.
+fn warn_of_changes(
+    printer: &Printer,
+    repository: &Repository,
+    before: Option<&DesiredState>,
+    manifest: &Manifest,
+) -> Result<()> {
+    let wish = before.and_then(|before| before.models.get(&manifest.model));
+    let Some(wish) = wish.filter(|wish| wish.version != manifest.version) else {
+        return Ok(());
+    };
+    let former = repository.manifest(&manifest.model, &wish.version)?;
+    if former.is_some_and(|former| former.signatures != manifest.signatures) {
+        printer.warn(&format!(
+            "{} {} takes or gives other tensors than {}: whoever asks it must know both",
+            manifest.model, manifest.version, wish.version
+        ));
+    }
+    Ok(())
 }

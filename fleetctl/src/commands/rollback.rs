@@ -80,6 +80,7 @@ impl Args {
             false => Some(operator.standing(&repository).await?),
         };
         let asked = Asked {
+            verb: "rollback",
             model: &self.model,
             version: &target,
             release: *release,

@@ -135,12 +135,12 @@ impl Verb {
             }
             Self::Advance(args) => args.run(&operator).await,
             Self::Pause(args) => {
-                change(&operator, &args.which, |waves| waves.paused = true).await?;
+                change(&operator, &args.which, "pause", |waves| waves.paused = true).await?;
                 args.which.tell(printer, "is paused")
             }
             Self::Resume(Resume { which, deadline }) => {
                 let now = Timestamp::now();
-                change(&operator, &which, |waves| {
+                change(&operator, &which, "resume", |waves| {
                     (waves.paused, waves.halted) = (false, None);
                     if waves.ends < now {
                         waves.ends = later(now, deadline);
@@ -170,9 +170,10 @@ impl Which {
 async fn change(
     operator: &Operator,
     which: &Which,
+    verb: &'static str,
     change: impl FnOnce(&mut Waves),
 ) -> Result<Wish> {
-    rollouts::revise(operator, &which.group, &which.model, |_, rollout| {
+    rollouts::revise(operator, &which.group, &which.model, verb, |_, rollout| {
         let mut waves = rollout.waves.clone();
         change(&mut waves);
         Ok(Wish {
@@ -193,7 +194,7 @@ impl Advance {
         if !self.now {
             ready(operator, &rollout).await?;
         }
-        let wish = rollouts::revise(operator, group, model, |_, rollout| {
+        let wish = rollouts::revise(operator, group, model, "advance", |_, rollout| {
             Ok(rollouts::widened(rollout))
         })
         .await?;
@@ -248,7 +249,8 @@ async fn ready(operator: &Operator, rollout: &Rollout) -> Result<()> {
 impl Abort {
     async fn run(self, operator: &Operator) -> Result<ExitCode> {
         let Which { model, group } = &self.which;
-        let wish = rollouts::revise(operator, group, model, |repository, rollout| {
+        let what = format!("abort ({})", self.reason);
+        let wish = rollouts::revise(operator, group, model, &what, |repository, rollout| {
             rollouts::withdrawn(repository, rollout, &self.reason)
         })
         .await?;

@@ -18,6 +18,7 @@ use serde_json::json;
 
 use super::change::{self, Waiting};
 use crate::carrier::Standing;
+use crate::history;
 use crate::operator::Operator;
 use crate::printer::Printer;
 use crate::rollouts;
@@ -148,14 +149,15 @@ fn routed(
 pub async fn carry_out(
     operator: &Operator,
     mut repository: Repository,
-    desired: DesiredState,
+    mut desired: DesiredState,
     model: &ModelName,
     standing: Option<Standing>,
     waiting: &Waiting,
 ) -> Result<ExitCode> {
+    let routing = desired.routing.get(model).cloned().unwrap_or_default();
+    history::remember(&mut desired, format!("route {model} {routing}"));
     repository.set_desired(&desired)?;
     let publication = repository.commit(&operator.keys(&repository)?, Timestamp::now())?;
-    let routing = desired.routing.get(model).cloned().unwrap_or_default();
     let what = format!("{model} for group {}: {routing}", desired.group);
     let mut outcomes = Vec::new();
     match standing {

@@ -10,7 +10,7 @@ use edgeward_models::sign::Repository;
 use jiff::Timestamp;
 
 use super::{End, Overseer, ending};
-use crate::rollouts::{self, Outcome, Rollout};
+use crate::rollouts::{self, NotUnderWay, Outcome, Rollout};
 
 impl Overseer<'_> {
     /// Does what follows from what the devices of a rollout say. Its end, if this is it.
@@ -37,12 +37,12 @@ impl Overseer<'_> {
             }
             Decision::Widen => {
                 self.tell(rollout, format!("{counts}; the next one opens"));
-                self.revise(rollout, |_, now| Ok(rollouts::widened(now)))
+                self.revise(rollout, "widen", |_, now| Ok(rollouts::widened(now)))
                     .await?;
             }
             Decision::Complete => {
                 let done = self
-                    .revise(rollout, |_, now| Ok(rollouts::completed(now)))
+                    .revise(rollout, "complete", |_, now| Ok(rollouts::completed(now)))
                     .await?;
                 if done.is_none() {
                     return Ok(None);
@@ -55,7 +55,7 @@ impl Overseer<'_> {
             }
             Decision::Halt(reason) => {
                 let back = self
-                    .revise(rollout, |repository, now| {
+                    .revise(rollout, &format!("halt ({reason})"), |repository, now| {
                         rollouts::withdrawn(repository, now, &reason)
                     })
                     .await?;
@@ -79,18 +79,20 @@ impl Overseer<'_> {
     async fn revise(
         &self,
         rollout: &Rollout,
+        what: &str,
         change: impl FnOnce(&Repository, &Rollout) -> Result<Wish>,
     ) -> Result<Option<Wish>> {
-        {
-            let repository = self.operator.repository()?;
-            let now = rollouts::find(&repository, &rollout.group, &rollout.model);
-            if now.ok().map(|r| r.wish) != Some(rollout.wish.clone()) {
-                return Ok(None);
+        let unchanged = |repository: &Repository, now: &Rollout| {
+            if now.wish != rollout.wish {
+                return Err(NotUnderWay::of(&rollout.group, &rollout.model).into());
             }
+            change(repository, now)
+        };
+        let (group, model) = (&rollout.group, &rollout.model);
+        match rollouts::revise(self.operator, group, model, what, unchanged).await {
+            Err(error) if error.is::<NotUnderWay>() => Ok(None),
+            revised => revised.map(Some),
         }
-        rollouts::revise(self.operator, &rollout.group, &rollout.model, change)
-            .await
-            .map(Some)
     }
 
     fn tell(&mut self, rollout: &Rollout, said: String) {

@@ -109,6 +109,7 @@ impl Desk {
         command
             .arg("--home")
             .arg(home)
+            .env("FLEETCTL_OPERATOR", "night shift")
             .env_remove("FLEETCTL_HOME")
             .env_remove("FLEETCTL_LOG")
             .env_remove("FLEETCTL_PASSPHRASE_FILE");
@@ -171,6 +172,13 @@ impl Desk {
         self.broker = Some(child);
     }
 
+    /// Starts `fleetctl controller`; it ends when it is dropped.
+    pub fn start_controller(&self) -> Controller {
+        let mut command = self.command(&self.home());
+        command.arg("controller").stderr(Stdio::null());
+        Controller(command.spawn().expect("the controller starts"))
+    }
+
     pub fn broker_id(&self) -> i32 {
         self.broker
             .as_ref()
@@ -219,6 +227,16 @@ impl Desk {
             bundle: serde_json::from_str(&said.out).expect("bundle"),
             key,
         }
+    }
+}
+
+/// A running controller, which is killed at whatever moment.
+pub struct Controller(Child);
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.0.kill().expect("kill");
+        self.0.wait().expect("wait");
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod claim;
 pub mod enrolment;
 pub mod health;
+pub mod history;
 pub mod removal;
 pub mod rollout;
 pub mod routing;

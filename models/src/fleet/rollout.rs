@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::health::HealthLimits;
+use super::history::Change;
 use super::routing::Routing;
 use super::waves::Waves;
 use crate::digest::Digest;
@@ -33,6 +34,9 @@ pub struct DesiredState {
     /// Versions beside those, and how requests find them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub routing: BTreeMap<ModelName, Routing>,
+    /// The newest changes of it, for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<Change>,
 }
 
 impl DesiredState {
@@ -44,6 +48,7 @@ impl DesiredState {
             sequence: 0,
             models: BTreeMap::new(),
             routing: BTreeMap::new(),
+            history: Vec::new(),
         }
     }
 }

@@ -51,6 +51,8 @@ fn a_version_that_is_not_good_halts_by_itself_and_the_fleet_is_back_on_the_one_b
     );
     let tally = load.stop();
     assert!(tally.by_version.contains_key("1.1.0"), "{tally:?}");
+    // The one that crashed; the version before was still at hand for the next.
+    assert_eq!(tally.failed, 1, "{:?}", tally.failures);
 
     // It answers other than its golden vectors say: it never serves.
     let wrong = fleet

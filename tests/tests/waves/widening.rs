@@ -37,6 +37,35 @@ fn a_good_version_reaches_everybody_wave_by_wave_and_by_itself() {
     assert!(left.expect_success().contains("\"rollouts\": []"));
 }
 
+#[test]
+fn a_new_version_waits_for_the_window_of_its_device_and_says_so() {
+    let mut ward = Ward::new(1);
+    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
+    let other_day = today.date().saturating_add(jiff::ToSpan::days(3));
+    let other_day = other_day.strftime("%a").to_string().to_lowercase();
+    let closed =
+        format!("[maintenance]\nwindows = [\"{other_day} 00:00-01:00\"]\ntime_zone = \"UTC0\"\n");
+    let device = &mut ward.devices[0];
+    device.stop();
+    device.configure("[log]", &format!("{closed}\n[log]"));
+    device.start();
+    let good = ward.fleet.package("digits-2.0.0");
+    ward.push(&good, &["--no-wait"]).expect_success();
+    wait::until("it to wait for its window", wait::PATIENCE, || {
+        let status = ward.devices[0].model_status("digits")?;
+        let reason = status["reason"].as_str().unwrap_or_default();
+        (status["phase"] == "waiting" && reason.contains("waiting for window"))
+            .then_some(())
+            .ok_or_else(|| status.to_string())
+    });
+    assert_eq!(ward.active(), ["1.0.0"]);
+    let device = &mut ward.devices[0];
+    device.stop();
+    device.configure(&format!("{other_day} 00:00-01:00"), "mon-sun 00:00-24:00");
+    device.start();
+    ward.wait_all("2.0.0");
+}
+
 /// What matters is signed and retained, so it does not matter who is there to see it.
 #[test]
 fn a_restart_in_the_soak_goes_on_with_it_and_so_does_another_overseer() {

@@ -70,7 +70,7 @@ impl Reconciler {
             Kind::PutBack => ("version-put-back", record.put_back(clock())),
             Kind::Reload if !record.runs(&ready.pointer) => return Ok(()),
             Kind::Reload => {
-                activate(&self.workshop, model, ready);
+                activate(&self.workshop, model, ready, record.soak.is_some());
                 return Ok(());
             }
         };
@@ -81,7 +81,7 @@ impl Reconciler {
         });
         let record = next.clone();
         self.commit(model, event, fields, next)?;
-        activate(&self.workshop, model, ready);
+        activate(&self.workshop, model, ready, record.soak.is_some());
         // What served before need not come back any more.
         self.reloads.remove(model);
         if let Some(reloading) = self.reloading.remove(model) {

@@ -122,7 +122,7 @@ impl Reconciler {
             self.workshop
                 .board
                 .error(format!("{model} {version}: {reason}"));
-            self.crashed(model, reason);
+            self.crashed(model, version, reason);
         }
         self.workshop.board.touch();
     }
@@ -159,6 +159,9 @@ impl Reconciler {
         warn!(%model, %version, reason, previous = %previous.version, "version fails; the previous one is put back");
         if let Some(running) = self.running.remove(model) {
             running.abort.abort();
+        }
+        if self.put_back_kept(model, version, &previous) {
+            return;
         }
         let job = self.workshop.clone();
         let job = job.load(model.clone(), previous.clone(), Role::Active);

@@ -85,6 +85,8 @@ pub struct Reconciler {
     beside: Beside,
     /// Versions that became active and are being watched.
     watched: HashMap<ModelName, Watched>,
+    /// A version waits for a window, which may be open by then.
+    window_look: Option<Instant>,
     looking: Option<(JoinHandle<Result<Looked, VerifyError>>, LookRequest)>,
     waiting_looks: VecDeque<LookRequest>,
     /// The newest timestamp that the broker showed, and that of the last look that succeeded.
@@ -186,6 +188,7 @@ impl Reconciler {
             reloads,
             beside: Beside::default(),
             watched: HashMap::new(),
+            window_look: None,
             looking: None,
             waiting_looks: VecDeque::new(),
             heard: None,
@@ -261,6 +264,7 @@ impl Reconciler {
             .chain(self.beside.next())
             .chain(self.look_at)
             .chain(self.next_soak_look())
+            .chain(self.window_look)
             .min();
         next.map_or(Duration::from_secs(3600), |at| {
             at.saturating_duration_since(Instant::now())

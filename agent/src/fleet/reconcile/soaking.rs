@@ -14,8 +14,9 @@ use tracing::{info, warn};
 
 use super::Reconciler;
 use crate::fleet::board::chain;
+use crate::fleet::job::clock;
 use crate::fleet::soak::SoakRecord;
-use crate::fleet::state::ModelRecord;
+use crate::fleet::state::{ModelRecord, Pointer};
 use crate::serving::Figures;
 
 /// How often figures are looked at.
@@ -42,7 +43,7 @@ impl Reconciler {
     /// When figures must be looked at next; `None` while nothing is watched.
     pub(super) fn next_soak_look(&self) -> Option<Instant> {
         let watched = self.records.iter().filter(|(_, record)| {
-            let soak = record.soak.as_ref();
+            let soak = record.soak.as_ref().filter(|_| record.active.is_some());
             soak.is_some_and(|soak| soak.failed.is_none() || record.previous.is_some())
         });
         let next = |model| self.watched.get(model).map(|w| w.looked + LOOK);
@@ -113,8 +114,13 @@ impl Reconciler {
     }
 
     /// The worker of a version died; one that is being watched is looked at right away.
-    pub(super) fn crashed(&mut self, model: &ModelName, reason: &str) {
-        let Some(soak) = self.records.get(model).and_then(|r| r.soak.as_ref()) else {
+    pub(super) fn crashed(&mut self, model: &ModelName, version: &Version, reason: &str) {
+        let record = self.records.get(model);
+        let active = record.and_then(|r| r.active.as_ref());
+        let (Some(soak), true) = (
+            record.and_then(|r| r.soak.as_ref()),
+            active.is_some_and(|active| active.version == *version),
+        ) else {
             return;
         };
         self.watched
@@ -122,6 +128,8 @@ impl Reconciler {
             .or_insert_with(|| Watched::begin(soak, Instant::now()))
             .crash = Some(reason.to_owned());
         self.look_at_soak(model);
+        // Where another version serves by now its wish is answered.
+        self.steer();
     }
 
     /// The version was well for as long as it was to be watched.
@@ -132,6 +140,8 @@ impl Reconciler {
         if self.commit(model, "version-soaked", fields, record).is_ok() {
             info!(%model, %version, "version was well for all of its soak");
             self.watched.remove(model);
+            let _serving = self.workshop.serving.enter();
+            self.workshop.engine.let_go(model);
             self.workshop
                 .board
                 .model(model, |line| line.soak = Some(Soak::Passed));
@@ -192,6 +202,37 @@ impl Reconciler {
         }
         watched.gave_way = Some(now);
         self.put_back_previous(model, version, &reason);
+    }
+
+    /// Puts the version before back where it is still loaded: no request waits for that. False where it is not.
+    pub(super) fn put_back_kept(
+        &mut self,
+        model: &ModelName,
+        instead_of: &Version,
+        previous: &Pointer,
+    ) -> bool {
+        if !self.workshop.engine.keeps(model, &previous.version) {
+            return false;
+        }
+        let record = self.records.get(model).cloned().unwrap_or_default();
+        let fields = json!({
+            "model": model, "version": previous.version, "release": previous.release,
+            "manifest": previous.manifest_digest, "rollout": previous.rollout, "before": instead_of,
+        });
+        if self
+            .commit(model, "version-put-back", fields, record.put_back(clock()))
+            .is_ok()
+        {
+            let _serving = self.workshop.serving.enter();
+            self.workshop.engine.put_back(model, &previous.version);
+            self.watched.remove(model);
+            self.workshop.board.model(model, |line| {
+                line.previous = None;
+                line.soak = None;
+            });
+        }
+        // If not it is tried again, and meanwhile it answers whenever the other one cannot.
+        true
     }
 
     /// What a status says of the watch over the active version.

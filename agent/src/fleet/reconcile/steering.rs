@@ -18,9 +18,13 @@ use crate::fleet::job::{JobError, Ready, Role};
 use crate::fleet::pause;
 use crate::fleet::state::{ModelRecord, Pointer};
 
+/// The clock is asked at least this often whether a window is open.
+const WINDOW_LOOK: Duration = Duration::from_secs(60);
+
 impl Reconciler {
     /// Compares every wish with what runs.
     pub(super) fn steer(&mut self) {
+        self.window_look = None;
         if let Some(goal) = self.goal.clone() {
             for (model, wish) in &goal.wishes {
                 self.steer_model(&goal, model, wish);
@@ -114,6 +118,14 @@ impl Reconciler {
         if !goal.local && !retry {
             delay = wish.start_delay(&membership.device);
         }
+        let back = record.previous.as_ref().map(|p| &p.version) == Some(&version);
+        if has_something
+            && !goal.local
+            && !back
+            && let Some(reason) = self.closed()
+        {
+            return self.show(model, Some(&version), Phase::Waiting, Some(reason));
+        }
         self.workshop.board.model(model, |line| {
             line.target = Some(version.clone());
             line.previous = record.previous.as_ref().map(|p| p.version.clone());
@@ -132,6 +144,21 @@ impl Reconciler {
             Role::Active,
         );
         self.spawn(model, Kind::Wish, version, rollout, job);
+    }
+
+    /// Why no new version may be taken now, if none may; it is looked at again when a window opens.
+    fn closed(&mut self) -> Option<String> {
+        let now = jiff::Timestamp::now();
+        let opens = self.workshop.config.maintenance.opens(now)?;
+        let left = opens.timestamp().duration_since(now);
+        let left = Duration::try_from(left).unwrap_or_default();
+        // A clock that is put right meanwhile is noticed.
+        let again = Instant::now() + left.clamp(Duration::from_secs(1), WINDOW_LOOK);
+        self.window_look = Some(self.window_look.map_or(again, |at| at.min(again)));
+        Some(format!(
+            "waiting for window: it opens {}",
+            opens.strftime("%a %Y-%m-%d %H:%M %:z")
+        ))
     }
 
     /// A later rollout of the version that runs already: failures from now on count for that one.

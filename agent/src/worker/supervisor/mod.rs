@@ -285,6 +285,11 @@ impl Supervisor {
         }
     }
 
+    /// Known from the moment on in which no slot is given any more.
+    pub(in crate::worker) fn is_gone(&self) -> bool {
+        self.permits.is_closed()
+    }
+
     pub(in crate::worker) fn died_error(&self) -> WorkerError {
         let death = self.death.borrow();
         let reason = death.as_ref().map(|d| d.reason.clone());

@@ -16,6 +16,7 @@ fn push(before: Option<DesiredState>, version: u64, percent: u8) -> DesiredState
     let group = "radiology".parse().expect("name");
     let model = "digits".parse().expect("name");
     let asked = Asked {
+        verb: "push",
         model: &model,
         version: &version,
         release,
@@ -40,6 +41,11 @@ fn each_push_counts_up_and_remembers_what_ran_before() {
         (2, Some(Version::new(1, 0, 0)))
     );
     assert_ne!(only(&first).rollout, only(&second).rollout);
+    let history = second.history.iter().map(|change| change.what.as_str());
+    assert_eq!(
+        history.collect::<Vec<_>>(),
+        ["push digits 1.0.0", "push digits 2.0.0"]
+    );
 }
 
 #[test]
