@@ -31,7 +31,7 @@ fn a_pushed_version_becomes_active_answers_right_on_both_doors_and_is_reported()
 
     // The operator sees it too, in the table and in JSON.
     let table = fleet.fleetctl(&["status"]).expect_success();
-    for word in ["ward-1", "digits", "1.0.0", "active"] {
+    for word in ["ward-1", "digits", "1.0.0", "watched"] {
         assert!(table.contains(word), "no {word} in\n{table}");
     }
     let json = fleet.status().to_string();

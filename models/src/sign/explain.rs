@@ -14,7 +14,17 @@ use super::proposal::Proposal;
 use super::roster::{Roster, Signers};
 use super::{SignError, refused};
 use crate::digest::Digest;
+use crate::manifest::MANIFEST_FILE;
 use crate::verify::{Chain, signed_at};
+
+/// Whether a target is a document that devices obey, so that each of its fields is shown. Of a model that is the
+/// manifest; its other files are values, megabytes of them in golden vectors, and their digests say which they are.
+pub(super) fn is_obeyed(target: &str) -> bool {
+    match target.strip_prefix("models/") {
+        Some(file) => file.ends_with(&format!("/{MANIFEST_FILE}")),
+        None => target.ends_with(".json"),
+    }
+}
 
 impl Proposal {
     /// One line for each thing that signing allows. `before` comes from [`Proposal::verified_before`].
@@ -113,7 +123,7 @@ impl Proposal {
                 (Some(was), None) => format!("  - {raw}: {}", described(was)),
                 (None, None) => continue,
             });
-            if raw.ends_with(".json") {
+            if is_obeyed(raw) {
                 let was = was.map(|target| self.document(raw, target)).transpose()?;
                 let will = will.map(|target| self.document(raw, target)).transpose()?;
                 explain_fields(was.unwrap_or_default(), will.unwrap_or_default(), lines);

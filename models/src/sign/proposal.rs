@@ -34,7 +34,7 @@ pub struct Proposal {
     pub(super) documents: BTreeMap<SigningRole, Document>,
     /// The metadata that it changes, by file name, exact text.
     pub(super) before: BTreeMap<String, String>,
-    /// JSON documents that it adds, replaces or takes away, exact text.
+    /// documents that devices obey, as far as it adds, replaces or takes them away, exact text.
     pub(super) contents: Vec<String>,
 }
 

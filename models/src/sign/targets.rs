@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tough::TargetName;
 use tough::schema::{Target, Targets};
 
+use super::explain::is_obeyed;
 use super::keys::SigningRole;
 use super::proposal::Proposal;
 use super::repository::Repository;
@@ -120,7 +121,7 @@ impl Repository {
         Ok(chunks)
     }
 
-    /// The JSON documents that a proposal adds, replaces or takes away.
+    /// The documents that devices obey and a proposal adds, replaces or takes away.
     pub(super) fn documents_of(&self, proposal: &Proposal) -> Result<Vec<String>, SignError> {
         let mut documents = BTreeSet::new();
         for role in [SigningRole::Releases, SigningRole::Rollouts] {
@@ -130,7 +131,7 @@ impl Repository {
             let standing = &self.delegated(role)?.signed.targets;
             let differ = |a: &HashMap<TargetName, Target>, b: &HashMap<TargetName, Target>| {
                 let targets = a.iter().filter(|(name, target)| {
-                    name.raw().ends_with(".json") && b.get(*name) != Some(*target)
+                    is_obeyed(name.raw()) && b.get(*name) != Some(*target)
                 });
                 let targets = targets.map(|(name, target)| (name.raw().to_owned(), target.clone()));
                 targets.collect::<Vec<_>>()
