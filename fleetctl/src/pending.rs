@@ -13,13 +13,21 @@ use edgeward_models::sign::{Lack, MAX_PROPOSAL_BYTES, Proposal, SignError};
 use crate::REFUSED;
 use crate::printer::Printer;
 
+/// Whether an error is about signatures of keys that are not at hand.
+pub fn waits(error: &anyhow::Error) -> bool {
+    unsigned(error).is_some()
+}
+
+fn unsigned(error: &anyhow::Error) -> Option<(&Vec<Lack>, &Proposal)> {
+    error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(SignError::Unsigned { lacks, proposal }) => Some((lacks, proposal.as_ref())),
+        _ => None,
+    })
+}
+
 /// Writes the change that an error is about into the home, and says what is to be done with it. Other errors pass.
 pub fn keep(home: &Path, printer: &Printer, error: anyhow::Error) -> Result<ExitCode> {
-    let unsigned = error.chain().find_map(|cause| match cause.downcast_ref() {
-        Some(SignError::Unsigned { lacks, proposal }) => Some((lacks, proposal)),
-        _ => None,
-    });
-    let Some((lacks, proposal)) = unsigned else {
+    let Some((lacks, proposal)) = unsigned(&error) else {
         return Err(error);
     };
     let directory = home.join("pending");

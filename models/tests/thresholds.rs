@@ -10,7 +10,7 @@ use common::{Device, Fleet, day};
 use edgeward_models::sign::{
     KeyRing, Proposal, Repository, SignError, SigningRole, make_key, public_key, read_public,
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 const TWO: NonZeroU64 = NonZeroU64::new(2).expect("two");
 
@@ -48,7 +48,18 @@ impl Signer {
         let known = Repository::open(&self.directory()).expect("open");
         let mut proposal = Proposal::read(file)?;
         let before = proposal.verified_before(&known)?;
-        let words = proposal.explain(&before)?.join("\n");
+        let words = proposal.explain(&before, proposal.made)?.join("\n");
+        let before_it_was_made = proposal.made - SignedDuration::from_hours(2);
+        let early = proposal.explain(&before, before_it_was_made);
+        assert_eq!(early.is_err(), words.starts_with("root "), "{words}");
+        let mut greedy: serde_json::Value = serde_json::from_slice(file).expect("JSON");
+        greedy["documents"]["timestamp"] = greedy["documents"]
+            .as_object()
+            .and_then(|documents| documents.values().next().cloned())
+            .expect("a document");
+        let greedy = serde_json::to_vec(&greedy).expect("JSON");
+        let refused = Proposal::read(&greedy).expect_err("what nobody is shown");
+        assert!(refused.to_string().contains("timestamp"), "{refused}");
         proposal.sign(&before, &self.keys)?;
         Ok((words, proposal.to_bytes()?))
     }

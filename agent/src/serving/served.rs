@@ -248,6 +248,7 @@ impl Request {
                 return Err(tally.fails(ServeError::Invalid(text)));
             }
         }
+        let chose_shapes = chose_shapes(&hold, signature, &slot);
         let mut known = None;
         if !hold.poison.is_empty() {
             let digest = slot.input_digest();
@@ -293,10 +294,26 @@ impl Request {
             }
             Err(error) => {
                 hold.in_doubt.notify_one();
-                Err(tally.fails(explain(&hold, error)))
+                let error = tally.fails(explain(&hold, error));
+                if chose_shapes && matches!(error, ServeError::Failed { .. }) {
+                    // No caller's odd shapes may speak against a version.
+                    tally.outcome = Outcome::Invalid;
+                }
+                Err(error)
             }
         }
     }
+}
+
+/// Whether a request has shapes that the model leaves open and with which it was never seen to run.
+fn chose_shapes(loaded: &Loaded, signature: usize, slot: &Slot) -> bool {
+    let inputs = &loaded.manifest().signatures[signature].inputs;
+    let open = inputs.iter().any(|spec| spec.shape.contains(&-1));
+    let cases = loaded.subject.evidence.cases();
+    open && !cases.into_iter().flatten().any(|(case, _)| {
+        let mut shapes = case.inputs.iter().enumerate();
+        case.signature == signature && shapes.all(|(index, input)| slot.shape(index) == input.shape)
+    })
 }
 
 fn too_large(loaded: &Loaded, needed: u64, limit: u64) -> ServeError {

@@ -33,9 +33,16 @@ pub struct Pace {
     /// Devices begin within this time, each at its own moment, to spare the broker
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub jitter: u32,
-    /// How long a device watches the new version, ready to put the previous one back
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    pub soak: u32,
+    /// How long a device watches the new version, ready to put the previous one back [default: 60, after a rollback 0]
+    #[arg(long, value_name = "SECONDS")]
+    pub soak: Option<u32>,
+}
+
+impl Pace {
+    pub fn soak_seconds(&self) -> u32 {
+        const USUAL: u32 = 60;
+        self.soak.unwrap_or(USUAL)
+    }
 }
 
 /// Whether and how long to wait for the devices.
@@ -107,7 +114,7 @@ pub fn wish(
         percent: pace.percent,
         waves,
         jitter_seconds: pace.jitter,
-        soak_seconds: pace.soak,
+        soak_seconds: pace.soak_seconds(),
         health,
         ..Wish::new(version.clone(), release, rollout)
     };

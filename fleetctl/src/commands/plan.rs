@@ -94,7 +94,7 @@ impl Plan {
         let now = Timestamp::now();
         let mut waves = Waves::plan(canaries, self.waves.clone(), halt, now)?;
         waves.approve = self.approve;
-        let busy = pace.jitter.saturating_add(pace.soak);
+        let busy = pace.jitter.saturating_add(pace.soak_seconds());
         waves.silence_seconds = self.silence.saturating_add(busy);
         waves.ends = later(now, self.deadline);
         Ok(Some((waves, members)))

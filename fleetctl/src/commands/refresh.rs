@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use crate::operator::Operator;
 use crate::printer::Printer;
-use crate::renewal;
+use crate::{pending, renewal};
 
 /// Sign timestamp and snapshot anew, so that a quiet fleet does not turn stale
 ///
@@ -60,11 +60,18 @@ impl Args {
         let publication = if due.is_empty() {
             repository.refresh(&keys, now)?
         } else {
-            printer.note(&format!(
-                "certificates of {} devices are renewed",
-                due.len()
-            ));
-            renewal::renew(&operator, &mut repository, &keys, &due)?
+            printer.note(&format!("certificates of {} devices are due", due.len()));
+            match renewal::renew(&operator, &mut repository, &keys, &due) {
+                Err(problem) if pending::waits(&problem) => {
+                    // The fleet stays fresh all the same, from what is signed.
+                    printer.warn(&format!(
+                        "they are not: {problem:#}. `fleetctl device renew` asks for the other signatures"
+                    ));
+                    repository = operator.repository()?;
+                    repository.refresh(&keys, now)?
+                }
+                renewed => renewed?,
+            }
         };
         if let Some(standing) = standing {
             operator

@@ -79,12 +79,17 @@ impl Args {
             true => None,
             false => Some(operator.standing(&repository).await?),
         };
+        // The version to go back to is known; the one that it would be measured against is what must go.
+        let pace = Pace {
+            soak: self.pace.soak.or(Some(0)),
+            ..self.pace
+        };
         let asked = Asked {
             verb: "rollback",
             model: &self.model,
             version: &target,
             release: *release,
-            pace: &self.pace,
+            pace: &pace,
             health: HealthLimits::default(),
             waves: None,
         };

@@ -191,10 +191,17 @@ impl Advance {
         if rollout.waves.reaches_everybody() {
             bail!("every device of group {group} may move already");
         }
+        if rollout.waves.halted.is_some() {
+            bail!("it was halted; push a version that is well, or roll back");
+        }
         if !self.now {
             ready(operator, &rollout).await?;
         }
+        let judged = rollout.wish.clone();
         let wish = rollouts::revise(operator, group, model, "advance", |_, rollout| {
+            if rollout.wish != judged {
+                bail!("the rollout was changed meanwhile; look at it again");
+            }
             Ok(rollouts::widened(rollout))
         })
         .await?;

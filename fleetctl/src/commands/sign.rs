@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use edgeward_models::sign;
+use jiff::Timestamp;
 
 use crate::REFUSED;
 use crate::operator::Operator;
@@ -42,7 +43,9 @@ impl Args {
         let before = proposal
             .verified_before(&repository)
             .with_context(reading)?;
-        let lines = proposal.explain(&before).with_context(reading)?;
+        let lines = proposal
+            .explain(&before, Timestamp::now())
+            .with_context(reading)?;
         printer.data(&format!("made at {}, it would change:", proposal.made))?;
         for line in lines {
             printer.data(&line)?;

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::{SignedDuration, Timestamp as Time};
 use serde_json::Value;
 use tough::TargetName;
 use tough::schema::{Target, Targets};
@@ -26,9 +27,13 @@ pub(super) fn is_obeyed(target: &str) -> bool {
     }
 }
 
+/// How far the clocks of two computers that sign may be apart.
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_hours(1);
+
 impl Proposal {
-    /// One line for each thing that signing allows. `before` comes from [`Proposal::verified_before`].
-    pub fn explain(&self, before: &Chain) -> Result<Vec<String>, SignError> {
+    /// One line for each thing that signing allows. `before` comes from [`Proposal::verified_before`];
+    /// a root from the future is refused.
+    pub fn explain(&self, before: &Chain, now: Time) -> Result<Vec<String>, SignError> {
         let (old, new) = self.rosters(before)?;
         let mut lines = Vec::new();
         if let Some(root) = self.root()? {
@@ -37,9 +42,16 @@ impl Proposal {
             if new.root(version, root.expires, signed)? != root {
                 return Err(hidden("root"));
             }
+            // Devices believe it to be no later than this, for good.
+            if signed > now + CLOCKS_DIFFER {
+                return Err(refused(format!(
+                    "its root says that it was made at {signed}, and here it is {now}: it would turn the fleet's clock \
+                     forward for good. Set the clock of the computer that made it right, and make the change anew"
+                )));
+            }
             let standing = before.root.signed.version;
             lines.push(format!(
-                "root {standing} → {version}, valid until {}",
+                "root {standing} → {version}, made at {signed}, valid until {}",
                 root.expires
             ));
             for role in [

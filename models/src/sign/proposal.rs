@@ -97,6 +97,18 @@ impl Proposal {
                 proposal.format
             )));
         }
+        // Whoever signs is shown these; the others are signed by the host that publishes, and nowhere else.
+        const SHOWN: [SigningRole; 4] = [
+            SigningRole::Root,
+            SigningRole::Targets,
+            SigningRole::Releases,
+            SigningRole::Rollouts,
+        ];
+        if let Some(role) = proposal.documents.keys().find(|role| !SHOWN.contains(role)) {
+            return Err(refused(format!(
+                "it would have role {role} signed, which no change needs to carry: do not sign it"
+            )));
+        }
         Ok(proposal)
     }
 

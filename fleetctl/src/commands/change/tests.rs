@@ -6,7 +6,7 @@ fn pace(percent: u8) -> Pace {
     Pace {
         percent,
         jitter: 0,
-        soak: 60,
+        soak: None,
     }
 }
 
