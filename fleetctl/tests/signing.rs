@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use desk::{Desk, Said, sample, text};
 
-/// A further desk, with a key for a role and its public half.
-fn further_desk(desk: &Desk, name: &str, role: &str) -> (PathBuf, PathBuf) {
+/// A directory of an operator with a copy of the repository, and no keys.
+fn joined(desk: &Desk, name: &str) -> PathBuf {
     let stick = desk.path("stick");
     desk.run(&["export", text(&stick)]).expect(0);
     let home = desk.path(name);
@@ -22,6 +22,12 @@ fn further_desk(desk: &Desk, name: &str, role: &str) -> (PathBuf, PathBuf) {
         text(&stick),
     ];
     desk.run_in(&home, &init).expect(0);
+    home
+}
+
+/// A further desk, with a key for a role and its public half.
+fn further_desk(desk: &Desk, name: &str, role: &str) -> (PathBuf, PathBuf) {
+    let home = joined(desk, name);
     let public = desk.path(&format!("{name}-{role}.pem"));
     let generate = ["key", "generate", role, "--out", text(&public)];
     desk.run_in(&home, &generate).expect(0);
@@ -152,20 +158,8 @@ fn a_root_rotated_by_two_machines_follows_both_thresholds() {
 #[test]
 fn two_operators_with_copies_of_their_own_publish_in_turn() {
     let desk = Desk::with_broker();
-    let stick = desk.path("stick");
     desk.run(&["sync"]).expect(0);
-    desk.run(&["export", text(&stick)]).expect(0);
-    let second = desk.path("second");
-    let broker = format!("localhost:{}", desk.port);
-    let init = [
-        "init",
-        "hospital",
-        "--broker",
-        &broker,
-        "--join",
-        text(&stick),
-    ];
-    desk.run_in(&second, &init).expect(0);
+    let second = joined(&desk, "second");
     // An operator in full, with the same keys and certificate.
     for directory in ["keys", "ca"] {
         for entry in fs::read_dir(desk.home().join(directory)).expect("list") {

@@ -5,7 +5,11 @@
 //! decides, and it decides per delegate: its tolerance comes from the manifest.
 
 use edgeward_models::Manifest;
-use edgeward_models::manifest::{Datatype, GoldenTensor, GoldenVector, GoldenVectors, TensorSpec};
+use edgeward_models::manifest::{
+    Datatype, GoldenTensor, GoldenVector, GoldenVectors, Signature, TensorSpec,
+};
+
+use crate::worker::Answer;
 
 mod generated;
 mod values;
@@ -46,6 +50,24 @@ pub(super) struct Expected {
     pub(super) datatype: Datatype,
     pub(super) shape: Vec<i64>,
     pub(super) values: Values,
+}
+
+impl Expected {
+    /// What an answer says, as what further answers must say.
+    pub(super) fn of(signature: &Signature, answer: &Answer) -> Result<Vec<Self>, String> {
+        let outputs = signature.outputs.iter().enumerate();
+        outputs
+            .map(|(output, spec)| {
+                Ok(Self {
+                    output,
+                    name: spec.name.clone(),
+                    datatype: spec.datatype,
+                    shape: answer.shape(output).to_vec(),
+                    values: Values::of(spec.datatype, answer.output(output))?,
+                })
+            })
+            .collect()
+    }
 }
 
 /// Turns a version's golden vectors into cases with expected answers. That names, shapes and lengths fit the

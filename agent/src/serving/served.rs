@@ -312,7 +312,8 @@ fn chose_shapes(loaded: &Loaded, signature: usize, slot: &Slot) -> bool {
     let cases = loaded.subject.evidence.cases();
     open && !cases.into_iter().flatten().any(|(case, _)| {
         let mut shapes = case.inputs.iter().enumerate();
-        case.signature == signature && shapes.all(|(index, input)| slot.shape(index) == input.shape)
+        case.signature == signature
+            && shapes.all(|(index, input)| slot.has_shape(index, &input.shape))
     })
 }
 

@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::debug;
 
-use super::golden::{Deviation, Expected, Input, Values, deviation};
+use super::golden::{Deviation, Expected, Input, deviation};
 use super::loaded::{Hold, Loaded};
 use super::served::Served;
 use crate::worker::{self, KeptInputs, Slot};
@@ -188,16 +188,7 @@ impl Mirrored {
             bytes: self.inputs.filled(index).to_vec(),
         });
         let inputs = inputs.collect();
-        let expected = signature.outputs.iter().enumerate().map(|(output, spec)| {
-            Ok(Expected {
-                output,
-                name: spec.name.clone(),
-                datatype: spec.datatype,
-                shape: answer.shape(output).to_vec(),
-                values: Values::of(spec.datatype, answer.output(output))?,
-            })
-        });
-        let question = expected.collect::<Result<_, _>>().map(|expected| Question {
+        let question = Expected::of(signature, answer).map(|expected| Question {
             model: self.from.model.clone(),
             version: self.from.version.clone(),
             signature: signature.name.clone(),

@@ -72,8 +72,12 @@ fn filled<'a>(
 }
 
 fn shape(input: Option<&TensorRef>) -> Vec<i64> {
+    dimensions(input).collect()
+}
+
+fn dimensions(input: Option<&TensorRef>) -> impl Iterator<Item = i64> {
     let dimensions = input.map_or(&[][..], |input| input.shape.dimensions());
-    dimensions.iter().map(|&d| d.into()).collect()
+    dimensions.iter().map(|&d| d.into())
 }
 
 impl Slot {
@@ -155,6 +159,10 @@ impl Slot {
     /// The shape that an input was reserved with.
     pub fn shape(&self, index: usize) -> Vec<i64> {
         shape(self.inputs.get(index))
+    }
+
+    pub fn has_shape(&self, index: usize, shape: &[i64]) -> bool {
+        dimensions(self.inputs.get(index)).eq(shape.iter().copied())
     }
 
     /// Keeps the inputs, and with them the slot, beyond the answer.

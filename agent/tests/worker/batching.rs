@@ -155,17 +155,21 @@ fn any_split_into_batches_gives_the_answers_that_each_request_has_by_itself() {
     );
 }
 
-#[tokio::test]
-async fn a_request_that_fails_fails_alone() {
-    let input = tensor("ids", Datatype::Int32, &[-1]);
+/// The model that looks up rows by their numbers, 0 to 3, and fails with others.
+fn lookup() -> WorkerSpec {
     let mut spec = spec(
         "lookup.tflite",
-        input,
+        tensor("ids", Datatype::Int32, &[-1]),
         tensor("y", Datatype::Fp32, &[-1, 3]),
         64,
     );
     spec.batching = batching(16, 20_000);
-    let worker = start(spec).await;
+    spec
+}
+
+#[tokio::test]
+async fn a_request_that_fails_fails_alone() {
+    let worker = start(lookup()).await;
     let look_up = async |ids: &[i32]| {
         let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
         infer(&worker, &[(vec![ids.len() as i64], bytes)], MINUTE).await
@@ -272,15 +276,7 @@ async fn who_leaves_takes_nobody_along_and_with_the_last_one_the_invoke_ends() {
 
 #[tokio::test]
 async fn without_permission_nothing_is_joined() {
-    let input = tensor("ids", Datatype::Int32, &[-1]);
-    let mut spec = spec(
-        "lookup.tflite",
-        input,
-        tensor("y", Datatype::Fp32, &[-1, 3]),
-        64,
-    );
-    spec.batching = batching(16, 20_000);
-    let worker = Worker::start(&spawner(), spec).await.expect("start");
+    let worker = Worker::start(&spawner(), lookup()).await.expect("start");
     let ask = async |id: i32| infer(&worker, &[(vec![1], id.to_le_bytes().to_vec())], MINUTE).await;
     for answer in join_all([1, 2, 3, 0].map(ask)).await {
         assert_eq!(answer.expect("answer").batch().size, 0);

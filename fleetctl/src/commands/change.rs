@@ -143,6 +143,27 @@ pub struct Row<'a> {
     outcome: &'a Outcome,
 }
 
+/// Signs a desired state and publishes it; false: it is signed alone, there being no `standing` to publish upon.
+pub async fn publish(
+    operator: &Operator,
+    repository: &mut Repository,
+    desired: &DesiredState,
+    standing: Option<Standing>,
+    what: &str,
+) -> Result<bool> {
+    repository.set_desired(desired)?;
+    let publication = repository.commit(&operator.keys(repository)?, Timestamp::now())?;
+    let Some(standing) = standing else {
+        operator.printer.note(&format!(
+            "{what} is signed; publish it with `fleetctl sync` or carry it with `fleetctl export`"
+        ));
+        return Ok(false);
+    };
+    operator.publish(repository, &publication, standing).await?;
+    operator.printer.note(&format!("{what} is published"));
+    Ok(true)
+}
+
 /// Signs and publishes a desired state, then follows it on the devices. `standing` absent: offline.
 pub async fn carry_out(
     operator: &Operator,
@@ -156,62 +177,51 @@ pub async fn carry_out(
         .models
         .get(model)
         .context("the desired state does not name the model")?;
-    repository.set_desired(&desired)?;
-    let publication = repository.commit(&operator.keys(&repository)?, Timestamp::now())?;
     let what = format!(
         "{model} {} (release {}) for group {}",
         wish.version, wish.release, desired.group
     );
     let mut outcomes = Vec::new();
-    match standing {
-        None => operator.printer.note(&format!(
-            "{what} is signed; publish it with `fleetctl sync` or carry it with `fleetctl export`"
-        )),
-        Some(standing) => {
-            operator
-                .publish(&repository, &publication, standing)
-                .await?;
-            operator.printer.note(&format!("{what} is published"));
-            let (devices, later) = concerned(operator, &repository, &desired.group, wish)?;
-            // Others may use the repository while this one waits.
-            drop(repository);
-            if wish.waves.is_some() {
-                if waiting.no_wait {
-                    operator.printer.note(&format!(
+    if publish(operator, &mut repository, &desired, standing, &what).await? {
+        let (devices, later) = concerned(operator, &repository, &desired.group, wish)?;
+        // Others may use the repository while this one waits.
+        drop(repository);
+        if wish.waves.is_some() {
+            if waiting.no_wait {
+                operator.printer.note(&format!(
                         "{} devices may move now, {later} wait for later waves; `fleetctl rollout watch {model} \
                          --group {}` widens it, as does `fleetctl controller`",
                         devices.len(),
                         desired.group
                     ));
-                    return Ok(ExitCode::SUCCESS);
-                }
-                return overseer::watch(operator, &desired.group, model, waiting).await;
+                return Ok(ExitCode::SUCCESS);
             }
-            if later > 0 {
-                operator.printer.note(&format!(
-                    "{later} more devices of the group wait for a --percent larger than {}",
-                    wish.percent
-                ));
-            }
-            if devices.is_empty() {
-                operator.printer.note(&format!(
-                    "no device of group {} is to move now",
-                    desired.group
-                ));
-            } else if !waiting.no_wait {
-                let wanted = Wanted {
-                    group: desired.group.clone(),
-                    sequence: desired.sequence,
-                    model: model.clone(),
-                    what: What::Active {
-                        version: wish.version.clone(),
-                        release: wish.release,
-                    },
-                };
-                let time = Duration::from_secs(waiting.timeout + u64::from(wish.jitter_seconds));
-                let watch = Watch::new(wanted, devices, operator.home.memory()?);
-                outcomes = watch::follow(operator, watch, time).await?.outcomes();
-            }
+            return overseer::watch(operator, &desired.group, model, waiting).await;
+        }
+        if later > 0 {
+            operator.printer.note(&format!(
+                "{later} more devices of the group wait for a --percent larger than {}",
+                wish.percent
+            ));
+        }
+        if devices.is_empty() {
+            operator.printer.note(&format!(
+                "no device of group {} is to move now",
+                desired.group
+            ));
+        } else if !waiting.no_wait {
+            let wanted = Wanted {
+                group: desired.group.clone(),
+                sequence: desired.sequence,
+                model: model.clone(),
+                what: What::Active {
+                    version: wish.version.clone(),
+                    release: wish.release,
+                },
+            };
+            let time = Duration::from_secs(waiting.timeout + u64::from(wish.jitter_seconds));
+            let watch = Watch::new(wanted, devices, operator.home.memory()?);
+            outcomes = watch::follow(operator, watch, time).await?.outcomes();
         }
     }
     if waiting.json {

@@ -13,7 +13,6 @@ use edgeward_models::fleet::rollout::DesiredState;
 use edgeward_models::fleet::routing::{Routing, parse_label, parse_weight};
 use edgeward_models::name::{GroupName, LabelName, ModelName, Version};
 use edgeward_models::sign::Repository;
-use jiff::Timestamp;
 use serde_json::json;
 
 use super::change::{self, Waiting};
@@ -156,33 +155,22 @@ pub async fn carry_out(
 ) -> Result<ExitCode> {
     let routing = desired.routing.get(model).cloned().unwrap_or_default();
     history::remember(&mut desired, format!("route {model} {routing}"));
-    repository.set_desired(&desired)?;
-    let publication = repository.commit(&operator.keys(&repository)?, Timestamp::now())?;
     let what = format!("{model} for group {}: {routing}", desired.group);
     let mut outcomes = Vec::new();
-    match standing {
-        None => operator.printer.note(&format!(
-            "{what} is signed; publish it with `fleetctl sync` or carry it with `fleetctl export`"
-        )),
-        Some(standing) => {
-            operator
-                .publish(&repository, &publication, standing)
-                .await?;
-            operator.printer.note(&format!("{what} is published"));
-            let devices = change::members(operator, &repository, &desired.group, |_| true)?;
-            // Others may use the repository while this one waits.
-            drop(repository);
-            if !devices.is_empty() && !waiting.no_wait {
-                let wanted = Wanted {
-                    group: desired.group.clone(),
-                    sequence: desired.sequence,
-                    model: model.clone(),
-                    what: What::Routing(routing.clone()),
-                };
-                let watch = Watch::new(wanted, devices, operator.home.memory()?);
-                let time = Duration::from_secs(waiting.timeout);
-                outcomes = watch::follow(operator, watch, time).await?.outcomes();
-            }
+    if change::publish(operator, &mut repository, &desired, standing, &what).await? {
+        let devices = change::members(operator, &repository, &desired.group, |_| true)?;
+        // Others may use the repository while this one waits.
+        drop(repository);
+        if !devices.is_empty() && !waiting.no_wait {
+            let wanted = Wanted {
+                group: desired.group.clone(),
+                sequence: desired.sequence,
+                model: model.clone(),
+                what: What::Routing(routing.clone()),
+            };
+            let watch = Watch::new(wanted, devices, operator.home.memory()?);
+            let time = Duration::from_secs(waiting.timeout);
+            outcomes = watch::follow(operator, watch, time).await?.outcomes();
         }
     }
     if waiting.json {

@@ -8,14 +8,14 @@ use std::path::Path;
 
 use tough::schema::{Root, Signed};
 
-use super::repository::{Repository, TIMESTAMP_FILE, lock, metadata_path, verified_chain};
+use super::repository::{Repository, TIMESTAMP_FILE, lock_new, metadata_path, verified_chain};
 use super::targets::{has_chunk, write_chunks};
 use super::{SignError, refused};
 use crate::chunk::{self, ChunkError, Source, check_chunk, pack_metadata};
 use crate::digest::Digest;
 use crate::durable::{self, Access};
 use crate::name::FileName;
-use crate::repository::{MAX_METADATA_BYTES, METADATA_DIRECTORY};
+use crate::repository::MAX_METADATA_BYTES;
 use crate::verify::{Chain, VerifyError, parse_root, root_follows, target_info};
 
 const FIRST_ROOT: &str = "1.root.json";
@@ -32,14 +32,7 @@ struct Offer {
 impl Repository {
     /// Makes a copy of what a source offers, whose first root is believed from then on.
     pub async fn join(directory: &Path, source: &dyn Source) -> Result<Self, SignError> {
-        durable::create_directory(&directory.join(METADATA_DIRECTORY))?;
-        let lock = lock(directory)?;
-        if metadata_path(directory, TIMESTAMP_FILE).exists() {
-            return Err(refused(format!(
-                "there is already a repository in {}",
-                directory.display()
-            )));
-        }
+        let lock = lock_new(directory)?;
         let first = fetch(source, FIRST_ROOT).await?;
         let mut offer = Offer::fetch(source, &first).await?;
         offer.files.insert(FIRST_ROOT.to_owned(), first);

@@ -55,14 +55,7 @@ impl Repository {
         now: Time,
         lifetimes: Lifetimes,
     ) -> Result<Self, SignError> {
-        durable::create_directory(&directory.join(METADATA_DIRECTORY))?;
-        let lock = lock(directory)?;
-        if metadata_path(directory, TIMESTAMP_FILE).exists() {
-            return Err(refused(format!(
-                "there is already a repository in {}",
-                directory.display()
-            )));
-        }
+        let lock = lock_new(directory)?;
         let first = NonZeroU64::MIN;
         let roster = Roster::of_keys(keys)?;
         let root = roster.next_root(first, &lifetimes, now)?;
@@ -268,6 +261,19 @@ pub(super) fn verified_chain(directory: &Path) -> Result<Chain, SignError> {
             })
         })
         .map_err(damaged)
+}
+
+/// Holds a directory that is to become a repository and is none yet.
+pub(super) fn lock_new(directory: &Path) -> Result<File, SignError> {
+    durable::create_directory(&directory.join(METADATA_DIRECTORY))?;
+    let lock = lock(directory)?;
+    if metadata_path(directory, TIMESTAMP_FILE).exists() {
+        return Err(refused(format!(
+            "there is already a repository in {}",
+            directory.display()
+        )));
+    }
+    Ok(lock)
 }
 
 pub(super) fn lock(directory: &Path) -> Result<File, SignError> {

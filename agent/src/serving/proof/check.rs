@@ -13,7 +13,7 @@ use tracing::info;
 use super::{Prover, Refusal, last_words};
 use crate::serving::budget::Grant;
 use crate::serving::evidence::{Cases, Evidence, Subject};
-use crate::serving::golden::{self, Case, Expected, Values};
+use crate::serving::golden::{self, Case, Expected};
 use crate::worker::{Answer, Slot, Stream, Worker, WorkerError};
 
 impl Prover<'_> {
@@ -106,18 +106,9 @@ impl Prover<'_> {
         for (number, case) in cases.into_iter().enumerate() {
             let stream = stream(worker, number, total);
             let answer = self.answer(worker, &case, stream).await?;
-            let outputs = &subject.manifest().signatures[case.signature].outputs;
-            let expected = outputs.iter().enumerate().map(|(output, spec)| {
-                Ok(Expected {
-                    output,
-                    name: spec.name.clone(),
-                    datatype: spec.datatype,
-                    shape: answer.shape(output).to_vec(),
-                    values: Values::of(spec.datatype, answer.output(output))?,
-                })
-            });
-            let expected: Result<Vec<_>, String> = expected.collect();
-            answered.push((case, expected.map_err(Refusal::new)?));
+            let signature = &subject.manifest().signatures[case.signature];
+            let expected = Expected::of(signature, &answer).map_err(Refusal::new)?;
+            answered.push((case, expected));
         }
         Ok(Some(answered))
     }
